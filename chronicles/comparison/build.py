@@ -10,10 +10,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, stdev
 
 from chronicles.comparison.family import Ancestor, Family, common_ancestor, settled
+from chronicles.comparison.scored import Distance, Scored, scored
 from chronicles.comparison.settings import Setting, differences
 from chronicles.ledger.summary import summarize
 from chronicles.logbook.drawing.curves import thin
@@ -104,6 +105,7 @@ class Comparison:
     curves: tuple[Curve, Curve]
     at: Sequence[At]
     verdict: Verdict
+    scores: Sequence[Scored]
     incidents: tuple[Incidents, Incidents]
     cost: tuple[Cost, Cost]
     currency: str
@@ -128,6 +130,7 @@ def compare(a: Family, b: Family, rates: Rates | None = None, to: int | None = N
         curves=(_curve(names[0], points_a, inherited_a), _curve(names[1], points_b, inherited_b)),
         at=[_at(*pairs[i]) for i in _spread(len(pairs), _PLACES)],
         verdict=_verdict(names, [_at(*each) for each in pairs[-_LAST:]]),
+        scores=scored(a, b, common, to, _distance(axis, points_a, points_b)),
         incidents=(_incidents(a), _incidents(b)),
         cost=(_cost(a.lineage, a.own, rates), _cost(b.lineage, b.own, rates)),
         currency=rates.currency,
@@ -183,6 +186,19 @@ def _by_tokens(a: Sequence[CurvePoint], b: Sequence[CurvePoint], after: int) -> 
 
 def _at(step: int, tokens: int, a: float, b: float) -> At:
     return At(step=step, tokens=tokens, loss=(a, b), difference=b - a)
+
+
+def _distance(axis: str, a: Sequence[CurvePoint], b: Sequence[CurvePoint]) -> Distance:
+    """How far a step of the first lineage is from one of the second: in steps, or in tokens."""
+    if axis == "step":
+        return lambda one, other: abs(one - other)
+    tokens_a, tokens_b = ({point.step: point.tokens for point in points if point.tokens} for points in (a, b))
+
+    def distance(one: int, other: int) -> float:
+        at = tokens_a.get(one), tokens_b.get(other)
+        return inf if at[0] is None or at[1] is None else abs(at[0] - at[1])
+
+    return distance
 
 
 def _spread(size: int, most: int) -> list[int]:

@@ -137,8 +137,8 @@ def _wrote(curve: Trained, parent: Parent) -> bool:
 
 def common_ancestor(a: Family, b: Family) -> Ancestor | None:
     """The newest step that the present weights of both have passed through; None: they have none in common."""
-    limits = dict(_way(a))
-    for run, limit in _way(b):
+    limits = dict(way(a))
+    for run, limit in way(b):
         if run in limits:
             known = [each for each in (limit, limits[run]) if each is not None]
             if not known:  # a lineage and itself
@@ -148,7 +148,7 @@ def common_ancestor(a: Family, b: Family) -> Ancestor | None:
     return None
 
 
-def _way(of: Family) -> Iterator[tuple[str, int | None]]:
+def way(of: Family) -> Iterator[tuple[str, int | None]]:
     """The runs that a lineage's weights passed through, newest first, each with its last step (None: all)."""
     run, limit = of.own.state.run.name if of.own.state.run else None, None
     for record in of.records:

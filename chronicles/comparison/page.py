@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chronicles.comparison.build import Comparison
-from chronicles.comparison.words import cost_rows, head, plain, verdict
+from chronicles.comparison.words import ABOUT_SCORES, cost_rows, head, plain, score_rows, verdict
 from chronicles.logbook.drawing import curve_data, figure
 from chronicles.logbook.drawing.curves import MEASURES, Line, MeasureCurve
 from chronicles.logbook.drawing.figure import Measured
@@ -32,6 +32,8 @@ def page(compared: Comparison) -> str:
         head=head(compared),
         verdict=verdict(compared),
         kinds=sorted({kind for each in compared.incidents for kind in each.by_kind}),
+        scores=list(score_rows(compared)),
+        about_scores=ABOUT_SCORES,
         costs=cost_rows(compared),
         axis=axis,
         css=ours(page_part("logbook.css")),

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from chronicles.comparison.build import Comparison, Cost
-from chronicles.wording import percent, whole
+from chronicles.comparison.scored import Scored
+from chronicles.evaluations import called, measured_by
+from chronicles.wording import percent, score, whole
 from opt_ops.core.text import duration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow:
+    """What both have measured, as plain text. Names are untrusted."""
+
+    name: str
+    by: str
+    step: str
+    a: str
+    b: str
+    difference: str
+    judged: str
+
+
+ABOUT_SCORES = (
+    "Scores behind the common ancestor, at the same or the nearest step. SE: standard errors of the difference; more "
+    "than three are more than noise."
+)
 
 
 def head(compared: Comparison) -> str:
@@ -72,6 +95,31 @@ def cost_rows(compared: Comparison) -> Sequence[tuple[str, str, str]]:
             a, b = ("–" if value is None else told(value) for value in values)
             found.append((name, a, b))
     return found
+
+
+def score_rows(compared: Comparison) -> Iterator[ScoreRow]:
+    """What both have measured."""
+    for each in compared.scores:
+        a, b = (score(value, error) for value, error in zip(each.value, each.stderr, strict=True))
+        same = each.step[0] == each.step[1]
+        yield ScoreRow(
+            name=called(each.pair[0]),
+            by=measured_by(each.pair[0]),
+            step=whole(each.step[0]) if same else f"{whole(each.step[0])} and {whole(each.step[1])}",
+            a=a,
+            b=b,
+            difference=f"{'+' if each.difference >= 0 else '−'}{score(abs(each.difference))}",
+            judged=_judged(each),
+        )
+
+
+def _judged(each: Scored) -> str:
+    if each.errors is None:
+        return "not known: a standard error is missing"
+    size = f" ({abs(each.errors):.1f} SE)" if isfinite(each.errors) else ""
+    if not each.certain:
+        return f"no more than noise{size}"
+    return f"{each.better} is better{size}" if each.better is not None else f"more than noise{size}"
 
 
 def plain(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,9 +37,9 @@ def compare(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two lineages: curves, settings, incidents, cost.
+    """Compare two lineages: curves, scores, settings, incidents, cost.
 
-    It says which one has the lower loss, and which settings differ.
+    It says which one has the lower loss, which scores differ by more than noise, and which settings differ.
 
     Without A and B, the two newest lineages that have a common ancestor. Losses are compared at the same step, or after
     as many tokens where the batch sizes differ, and only behind the common ancestor. A lineage is better if the means
@@ -121,9 +122,10 @@ def _ancestors(name: str, parents: Mapping[str, str | None]) -> set[str]:
 
 
 def _tables(compared: Comparison, output: Format, header: bool) -> None:
-    from chronicles.comparison.words import cost_rows, head, plain, verdict
+    from chronicles.comparison.words import cost_rows, head, plain, score_rows, verdict
 
     a, b = compared.lineages
+    wide = Column("MEASURED BY", "by", wide=True)
     both = [Column(a, "a", right=True), Column(b, "b", right=True)]
     print(head(compared))
     for line in _curves(compared):
@@ -138,6 +140,11 @@ def _tables(compared: Comparison, output: Format, header: bool) -> None:
         print("\nLOSS")
         columns = [Column("STEP", "step", right=True), *tokens, *both, Column("DIFFERENCE", "difference", right=True)]
         show("", rows, columns, output, header=header)
+    if compared.scores:
+        print("\nSCORES")
+        columns = [Column("TASK AND METRIC", "name"), Column("STEP", "step", right=True), *both]
+        columns += [Column("DIFFERENCE", "difference", right=True), Column("JUDGED", "judged")]
+        show("", [asdict(row) for row in score_rows(compared)], [*columns, wide], output, header=header)
     if compared.settings:
         print("\nSETTINGS THAT DIFFER")
         rows = [{"key": s.key, "a": plain(s.values[0]), "b": plain(s.values[1])} for s in compared.settings]

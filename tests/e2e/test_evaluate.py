@@ -24,6 +24,7 @@ from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
 from opt_ops.core.events.evaluation import score_key
 from opt_ops.core.state.status import Status
 from tests.e2e.site import Site, until
+from tests.e2e.trained import harnesses
 
 SETTINGS = (
     "steps=12",
@@ -88,19 +89,6 @@ class Trained:
     def evaluate(self, *words: str, code: int = 0, **environment: str) -> Any:
         said = self.site.command("ckpt", "evaluate", "1/12", *words, "-o", "json", code=code, **environment)
         return json.loads(said) if code == 0 else said
-
-    def harnesses(self) -> list[int]:
-        """The process ids of harnesses at work here."""
-        mark = str(self.site.runs).encode()
-        found: list[int] = []
-        for each in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = each.read_bytes()
-            except OSError:
-                continue
-            if b"trainer.harness" in words and mark in words:
-                found.append(int(each.parent.name))
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -192,15 +180,15 @@ PROMPTS = ("--prompts", "prompts.txt", "--tokens", "8")
 @pytest.fixture(scope="module")
 def told(trained: Trained, asked: None) -> dict[str, Any]:
     """What the command says in the end, after two of them were killed: before the first result, and after it."""
-    for comes in (trained.harnesses, lambda: list(trained.folder.glob("*.0-shot.json"))):
+    for comes in (lambda: harnesses(trained.site), lambda: list(trained.folder.glob("*.0-shot.json"))):
         command = _started(trained, "--tasks", "mine", *PROMPTS)
         until(comes)
-        (child,) = trained.harnesses()
+        (child,) = harnesses(trained.site)
         assert os.getpgid(child) == os.getpgid(command.pid) == command.pid, "a node agent ends the group"
         time.sleep(random.random() / 2)
         command.kill()
         command.wait()
-        until(lambda: not trained.harnesses())
+        until(lambda: not harnesses(trained.site))
     assert not list((trained.site.runs / "1" / "inbox").glob("*.json"))
     done = {path: path.read_bytes() for path in trained.folder.glob("*.0-shot.json")}
     failed = trained.evaluate("--tasks", "mine,./broken", *PROMPTS, code=1)

@@ -1,4 +1,4 @@
-"""Evaluations that the daemon orders: real daemon, agents and processes; the real trainer and harness once."""
+"""Evaluations on a spare that the daemon orders: real daemon, agents, trainer and harness."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from opt_ops.core.state.status import Status
+from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
+from opt_ops.core.events.evaluation import score_key
 from opt_ops.core.values import EvaluationEnd
-from tests.e2e.site import QUICK_SILENCE, Site, until
+from tests.e2e.site import QUICK_HANG, QUICK_SILENCE, Site, until
+from tests.e2e.trained import harnesses
 
+EVERY, COMPARED = 400, 450
 SETTINGS = (
-    "steps=120",
-    "checkpoint_every=60",
-    "evaluate_every=1000",
+    "steps=100000",
+    f"checkpoint_every={EVERY}",
+    "evaluate_every=100000",
     "peer_copies.every=0",
     "data.seq_len=64",
     "model.num_layers=1",
@@ -38,49 +43,11 @@ doc_to_target: "{{{{text}}}}"
 metric_list:
   - metric: bits_per_byte
 """
+PATIENT = {**QUICK_HANG["hang"], "floor_seconds = 30.0": "floor_seconds = 900.0"}
+"""With ranks that stand still: this test stops them, so that training does not go far while the harness is at work."""
 
 
-def test_a_spare_evaluates_outlives_the_daemon_and_gives_way_to_a_launch(tmp_path: Path):
-    site = Site(tmp_path, "[local]\nnodes = ['n1', 'n2']\n[evaluate]\nevery = 20\ntasks = ['mine']\n", **QUICK_SILENCE)
-    go = tmp_path / "go"
-    script = f"echo $0 $@ $$; while [ ! -e {go} ]; do sleep 0.1; done"
-    command = f"EvaluationCommand(argv=('sh', '-c', {script!r}))"
-    stand_in = "from opt_ops.supervise import site; from opt_ops.supervise.evaluation_orders import EvaluationCommand"
-    stand_in += f"; site.evaluation_command = lambda *_: {command}"
-    try:
-        site.start("steps=100000", "checkpoint_every=20", "pause=0.05", nodes=1, spares=1)
-        site.start_daemon(stand_in)
-        first = site.wait(lambda state: state.evaluation)
-        log = site.runs / "1" / "evaluations" / f"{first.name}.log"
-        until(lambda: log.exists() and log.read_text().endswith("\n"))
-        assert first.checkpoint in log.read_text()
-        assert f"evaluates {first.checkpoint}" in site.command("node", "list", "1")
-        assert f"evaluates {first.checkpoint} on n2" in site.command("run", "show", "1")
-        site.kill_daemon()
-        site.start_daemon(stand_in)
-        site.looked()
-        assert site.state().evaluation.name == first.name
-        go.touch()
-        site.wait(lambda state: state.evaluations[first.name].end is EvaluationEnd.DONE)
-        assert len(log.read_text().splitlines()) == 1, "it was not begun again"
-        go.unlink()
-        second = site.wait(lambda state: state.evaluation)
-        log = site.runs / "1" / "evaluations" / f"{second.name}.log"
-        until(lambda: log.exists() and log.read_text().endswith("\n"))
-        os.kill(site.agents()["n1"], signal.SIGKILL)
-        state = site.wait(lambda state: state.attempt.nodes == ("n2",) and state.attempt.live and state)
-        evaluation = site.wait(lambda state: state.evaluations[second.name].end and state.evaluations[second.name])
-        assert evaluation.end is EvaluationEnd.GIVEN_UP
-        assert evaluation.why == f"{state.attempt.name} needs n2"
-        pid = int(log.read_text().split()[-1])
-        until(lambda: not Path(f"/proc/{pid}").exists())
-        site.wait(lambda state: state.attempt.first_step is not None)
-        assert site.state().evaluation is None, "there is no idle node"
-    finally:
-        site.close()
-
-
-def test_evaluations_beside_training_leave_its_losses_as_they_are(tmp_path: Path):
+def test_a_spare_evaluates_gives_way_to_a_launch_and_the_next_idle_one_ends_it(tmp_path: Path):
     tasks = tmp_path / "mine"
     tasks.mkdir()
     texts = [" ".join(topics[name].split())[:200] for name in sorted(topics)[:5]]
@@ -89,38 +56,75 @@ def test_evaluations_beside_training_leave_its_losses_as_they_are(tmp_path: Path
     (tmp_path / "prompts.txt").write_text("The value of\n")
     site = Site(
         tmp_path,
-        "[local]\nnodes = ['n1']\n"
-        "[evaluate]\nevery = 60\ntasks = ['mine']\nwhere = 'daemon'\n"
-        "[samples]\nprompts = 'prompts.txt'\nevery = 60\ntokens = 4\n",
+        "[local]\nnodes = ['n1', 'n2', 'n3']\n"
+        f"[evaluate]\nevery = {EVERY}\ntasks = ['mine']\n"
+        f"[samples]\nprompts = 'prompts.txt'\nevery = {EVERY}\ntokens = 4\n",
         trainer=f"'{sys.executable}', '-m', 'trainer'",
+        **QUICK_SILENCE,
+        hang=PATIENT,
     )
+    environment = {"HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
     words = [f"--set={each}" for each in SETTINGS]
     try:
-        site.command("run", "start", "opt-tiny", *words, "--nodes=1", "--spares=0", "--ranks=1", "-q")
-        site.start_daemon(HF_HOME=str(tmp_path / "hub"))
-        first = site.wait(lambda state: next(iter(state.evaluations.values()), None))
-        state = site.wait(lambda state: state.evaluations[first.name].end and state)
-        assert state.evaluations[first.name].end is EvaluationEnd.DONE, _logs(site)
-        assert first.intended.checkpoint.step == 60, "while training went on"
-        assert [(each.step, each.task, each.metric) for each in state.scores.values()] == [
-            (60, "texts", "bits_per_byte")
-        ]
-        assert [each.step for each in state.samples.values()] == [60]
-        site.wait(lambda state: state.status is Status.COMPLETED)
-        site.end_daemon()  # and with it the evaluation of the last checkpoint
-        alone = tmp_path / "alone"
-        folders = ["--run-dir", str(alone), "--checkpoint-dir", str(alone / "checkpoints")]
-        sets = [word for each in SETTINGS for word in ("--set", each)]
-        command = [sys.executable, "-m", "trainer", "--recipe", "opt-tiny", *sets, *folders, "--from-scratch"]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-        assert _losses(site.attempt_folder()) == _losses(alone)
+        site.command("run", "start", "opt-tiny", *words, "--nodes=1", "--spares=1", "--ranks=1", "-q")
+        site.start_daemon(**environment)
+        first = site.wait(lambda state: state.evaluation)
+        os.kill(site.pids("1.00-a0")[0], signal.SIGSTOP)
+        assert (first.checkpoint, first.intended.node) == (f"1.00/{EVERY}", "n2")
+        (harness,) = until(lambda: harnesses(site))
+        os.kill(harness, signal.SIGSTOP)  # it does not end before the node is needed
+        assert f"evaluates {first.checkpoint}" in site.command("node", "list", "1")
+        assert f"evaluates {first.checkpoint} on n2" in site.command("run", "show", "1")
+
+        site.kill_daemon()
+        site.start_daemon(**environment)
+        site.looked()
+        assert site.state().evaluation.name == first.name
+        assert harnesses(site) == [harness], "it outlives the daemon"
+
+        os.kill(site.agents()["n1"], signal.SIGKILL)
+        attempt = site.wait(lambda state: state.attempt.nodes == ("n2",) and state.attempt.first_step and state.attempt)
+        os.kill(site.pids(attempt.name)[0], signal.SIGSTOP)
+        until(lambda: not Path(f"/proc/{harness}").exists())
+        gave_way = site.state().evaluations[first.name]
+        assert (gave_way.end, gave_way.why) == (EvaluationEnd.GIVEN_UP, f"{attempt.name} needs n2")
+
+        alone = _alone(tmp_path)
+        again = site.wait(lambda state: next((x for x in state.evaluations.values() if x.intended.node == "n3"), None))
+        assert again.checkpoint == first.checkpoint
+        state = site.wait(lambda state: state.evaluations[again.name].end and state)
+        assert state.evaluations[again.name].end is EvaluationEnd.DONE, _logs(site)
+        events = [entry.event for entry in site.entries()]
+        keys = Counter(score_key(event) for event in events if isinstance(event, CheckpointEvaluated))
+        assert set(keys.values()) == {1}
+        assert [(x.step, x.task, x.metric) for x in state.scores.values()] == [(EVERY, "texts", "bits_per_byte")]
+        assert [event.step for event in events if isinstance(event, CheckpointSampled)] == [EVERY]
+
+        os.kill(site.pids(attempt.name)[0], signal.SIGCONT)
+        until(lambda: site.step() >= COMPARED)
+        before, after = (_losses(site.runs / "1" / "1.00" / name) for name in ("a0", "a1"))
+        with_evaluations = [*before[:EVERY], *after][:COMPARED]
+        assert with_evaluations == alone, "training does not notice"
     finally:
         site.close()
 
 
+def _alone(folder: Path) -> Sequence[float]:
+    """The losses of the same training, which nobody watches."""
+    run = folder / "alone"
+    folders = ["--run-dir", str(run), "--checkpoint-dir", str(run / "checkpoints")]
+    sets = [word for each in SETTINGS for word in ("--set", each)]
+    command = [sys.executable, "-m", "trainer", "--recipe", "opt-tiny", *sets, *folders, "--from-scratch"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(lambda: process.poll() is not None or len(_losses(run)) >= COMPARED)
+        process.kill()
+    return _losses(run)[:COMPARED]
+
+
 def _losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "telemetry.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines]
+    path = folder / "telemetry.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["loss"] for line in lines if line.endswith("\n")]
 
 
 def _logs(site: Site) -> str:

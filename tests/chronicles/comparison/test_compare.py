@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from chronicles.comparison.build import MOST_POINTS, Comparison, compare
 from chronicles.comparison.family import Family, Member, Trained, common_ancestor, family, settled
 from chronicles.comparison.page import page
-from chronicles.comparison.words import head, verdict
+from chronicles.comparison.words import head, score_rows, verdict
 from chronicles.record import LineageRecord
 from chronicles.report.encode import encode
 from opt_ops.core.state.model import State
@@ -199,3 +199,60 @@ def test_long_curves_are_thinned_and_keep_their_ends_and_peaks():
         assert len(curve.step) <= MOST_POINTS
         assert (curve.step[0], curve.step[-1], max(curve.loss)) == (1, 5000, 9.0)
     assert found.verdict.better is None
+
+
+# ---- scores
+
+
+def test_scores_that_both_have_are_compared_at_the_nearest_step_behind_the_common_ancestor(plain: Told):
+    fork = forked(plain, "13", "12.00", 100, 300)
+    for told in (plain, fork):
+        told.evaluated(100, value=0.1)
+        told.evaluated(150, metric="f1", stderr=None)
+        told.evaluated(150, metric="brier", value=0.2 + 0.3 * (told is fork))
+    plain.evaluated(150, value=0.50).evaluated(200, value=0.52)
+    fork.evaluated(190, value=0.60).evaluated(300, value=0.61)
+    plain.evaluated(200, task="piqa").evaluated(200, shots=5).evaluated(200, task_version="1.0 first 200")
+    fork.evaluated(200, task="copa").evaluated(200, shots=3).evaluated(200, task_version="1.0 first 100")
+    found = compared(plain.folder, fork.folder)
+    by_metric = {each.metric: each for each in found.scores}
+    assert len(found.scores) == len(by_metric) == 3, "what only one has is not compared"
+    score = by_metric["acc_norm"]
+    assert (score.step, score.value, score.better) == ((200, 190), (0.52, 0.60), "13")
+    assert (score.errors, score.certain) == (pytest.approx(0.08 / math.hypot(0.01, 0.01)), True)
+    assert (by_metric["f1"].certain, by_metric["f1"].errors) == (False, None)
+    assert (by_metric["brier"].certain, by_metric["brier"].better) == (True, None), "nobody knows which is better"
+    assert [each.step for each in compared(plain.folder, fork.folder, to=180).scores] == [(150, 150)] * 2
+    written = encode(found)["scores"][-1]
+    assert list(written)[:3] == ["task", "metric", "shots"]
+    assert "pair" not in written
+
+
+def test_a_forks_scores_are_also_those_of_its_parent_before_it(plain: Told):
+    fork = forked(plain, "13", "12.00", 100, 300)
+    young = forked(fork, "14", "13.00", 250, 320)
+    plain.evaluated(150, value=0.5)
+    fork.evaluated(150, value=0.501).evaluated(300, value=0.9)
+    (score,) = compared(plain.folder, young.folder).scores
+    assert (score.run, score.step, score.certain) == (("12.00", "13.00"), (150, 150), False)
+
+
+def test_with_other_batch_sizes_the_nearest_scores_are_those_after_as_many_tokens(plain: Told):
+    fork = forked(plain, "13", "12.00", 100, 150, tokens=2048)
+    plain.evaluated(140, value=0.5).evaluated(180, value=0.5)
+    fork.evaluated(140, value=0.5)
+    (score,) = compared(plain.folder, fork.folder).scores
+    assert score.step == (180, 140)
+    assert "180 and 140" in page(compared(plain.folder, fork.folder))
+
+
+def test_words_about_scores_are_escaped_on_the_page(plain: Told):
+    fork = forked(plain, "13", "12.00", 100, 300)
+    for told, value in ((plain, 0.5), (fork, 0.6)):
+        told.evaluated(200, task="<b>x", value=value)
+    found = compared(plain.folder, fork.folder)
+    (row,) = score_rows(found)
+    assert (row.difference, row.judged) == ("+0.100", "13 is better (7.1 SE)")
+    shown = page(found)
+    assert "&lt;b&gt;x acc_norm" in shown
+    assert "<b>x" not in shown
