@@ -37,7 +37,7 @@ def compare(
     header: HeaderOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two lineages: curves, scores, settings, incidents, cost.
+    """Compare two lineages: curves, scores, settings, cost.
 
     It says which one has the lower loss, which scores differ by more than noise, and which settings differ.
 

@@ -18,7 +18,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     told = Told(folder / "runs" / "12")
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 200)
-    forked(told, "13", "12.00", 100, 300)
+    fork = forked(told, "13", "12.00", 100, 300)
+    told.evaluated(200, value=0.5)
+    fork.evaluated(180, value=0.6)
     Told(folder / "runs" / "14").begin()
     for number, rate in (("12", 0.001), ("13", 0.0005)):
         config = {"ts": rate, "settings": {"optim": {"peak_lr": rate}}, "schedule": {"peak_lr": rate}}
@@ -38,6 +40,7 @@ def test_people_read_tables_and_a_sentence(site: Path):
     assert lines[0] == "Lineage 13 goes on from step 100 of 12.00."
     assert lines[-1].startswith("Lineage 13 is better: its mean loss is 0.0500 below that of 12")
     assert "settings.optim.peak_lr\t0.0005\t0.001" in lines
+    assert "hellaswag acc_norm\t180 and 200\t0.600 ± 0.01\t0.500 ± 0.01\t−0.100\t13 is better (7.1 SE)" in lines
     curves = [line for line in lines if line[:5] in ("   12", "   13")]
     assert len(curves) == 2
     assert set("".join(curves)) <= set(" 123▁▂▃▄▅▆▇█")

@@ -19,6 +19,8 @@ def test_it_is_quiet_fits_a_phone_and_reads_out_both_curves(browser: Any, tmp_pa
     told = Told(tmp_path / "12")
     told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 200)
     fork = forked(told, "13", "12.00", 100, 300)
+    for each in (told, fork):
+        each.evaluated(200).evaluated(200, task="a_task_with_a_very_long_name_" * 3)
     file = tmp_path / "compare.html"
     file.write_text(page(compared(told.folder, fork.folder)))
     for width in (1280, 390):
