@@ -166,7 +166,7 @@ def show_outcome(found: Outcome, output: Format, *, header: bool) -> None:
         Column("FILE", "file", wide=True),
     ]
     beside = {"samples": found.samples} if found.samples else {}
-    if found.items or not found.samples or output in (Format.JSON, Format.JSONL):
+    if found.items or output in (Format.JSON, Format.JSONL):
         show("opt-ops/ckpt-evaluate/1", found.items, columns, output, header=header, beside=beside)
     if found.samples and output in (Format.TABLE, Format.WIDE):
         columns = [Column("PROMPT", "prompt"), Column("GREEDY", "greedy"), Column("DRAWN", "drawn")]

@@ -41,6 +41,8 @@ print(json.dumps([importlib.metadata.version("lm-eval") if "lm_eval" in there el
 _PROBE_SECONDS = 60.0  # a network file system may need long to find packages
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LAST_LINES = 12
+_NAMED = 4  # errors in a message
+_ERROR = "error: "  # begins a line of `trainer.harness`
 _REMARKS = ("task ", "prompt ", "reading ")  # of `trainer.harness`, about its progress
 _BAR_SECONDS = 10.0  # between two lines of a progress bar
 _NO_DATA = "OfflineModeIsEnabled"  # what the library of data sets says
@@ -109,6 +111,7 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
         Unavailable: it cannot be started.
     """
     last: deque[str] = deque(maxlen=_LAST_LINES)
+    errors: list[str] = []
     shown = time.monotonic()
     on_line("starting the harness")
     try:
@@ -127,6 +130,8 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
                 text = printable(line.rstrip())
                 if text.startswith(_REMARKS):
                     on_line(text)
+                elif text.startswith(_ERROR):
+                    errors.append(text.removeprefix(_ERROR))
                 elif "%|" not in text:
                     last.extend([text] if text else ())
                 elif time.monotonic() - shown > _BAR_SECONDS:
@@ -134,23 +139,26 @@ def run(python: str, work: Work, on_line: Callable[[str], None]) -> OptOpsError 
                     on_line(text)
     except OSError as error:
         raise Unavailable(f"{python}: {error.strerror}", "make evaluate-env, or correct [evaluate] python") from error
-    errors = [line.removeprefix("error: ") for line in last if line.startswith("error: ")]
     if process.returncode == ExitCode.USER_ERROR:
         raise NotFound(errors[-1] if errors else "there is no such task", _NO_TASK.format(python=python))
     if process.returncode == ExitCode.DONE:
         return None
     if errors and all(_NO_DATA in error for error in errors):
-        return OptOpsError(
-            f"data of tasks is not on this machine, and nothing is downloaded: {'; '.join(errors)}", _FETCH
-        )
+        return OptOpsError(f"data of tasks is not on this machine, and nothing is downloaded: {_some(errors)}", _FETCH)
     for line in last:
         on_line(line)
     code = process.returncode
     how = f"signal {signal.Signals(-code).name} ended it, as when memory runs out" if code < 0 else f"exit code {code}"
     return OptOpsError(
-        f"the harness failed: {'; '.join(errors) or how}",
+        f"the harness failed: {_some(errors) or how}",
         "its last lines are above; the same opt-ops ckpt evaluate goes on from what was finished",
     )
+
+
+def _some(errors: list[str]) -> str:
+    """The first errors, and how many more there are."""
+    more = [f"and {len(errors) - _NAMED} more"] if len(errors) > _NAMED else []
+    return "; ".join([*errors[:_NAMED], *more])
 
 
 def _gpus() -> dict[str, str]:

@@ -213,6 +213,12 @@ def test_a_harness_that_is_killed_is_told(tmp_path: Path):
     assert "not on this machine" in str(missing)
     assert "docs/evaluation.md" in (missing.hint or "")
     assert told == ["starting the harness"], "no traceback"
+    other = "error: task wsc: no such column"
+    traces = "\n".join([other, *(f"  File {n}" for n in range(20)), *[said] * 5])
+    program.write_text(f'#!/bin/sh\ncat >&2 <<"E"\n{traces}\nE\nexit 1\n')
+    several = str(harness.run(str(program), work, told.append))
+    assert several.startswith("the harness failed: task wsc: no such column; task piqa")
+    assert several.endswith("; and 2 more")
     with pytest.raises(Unavailable, match="No such file"):
         harness.probe(str(tmp_path / "none"))
 

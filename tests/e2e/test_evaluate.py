@@ -166,6 +166,7 @@ def asked(trained: Trained, forward: Forward) -> None:
     broken = trained.site.folder / "broken"
     broken.mkdir()
     _task(broken, "absent", "loglikelihood_rolling", ROLLING)
+    (broken / "torn.yaml").write_text("task: [torn\n")
     (trained.site.folder / "prompts.txt").write_text("The value of\n\nA class is\n")
 
 
@@ -194,6 +195,7 @@ def told(trained: Trained, asked: None) -> dict[str, Any]:
     failed = trained.evaluate("--tasks", "mine,./broken", *PROMPTS, code=1)
     assert "task absent" in failed
     assert "absent.jsonl" in failed, "the harness's last lines are shown"
+    assert f'task torn: while parsing a flow sequence in "{trained.site.folder}/broken/torn.yaml", line 1' in failed
     assert all(path.read_bytes() == content for path, content in done.items()), "what was finished is not done again"
     return trained.evaluate("--tasks", "mine", *PROMPTS)
 

@@ -89,7 +89,6 @@ def test_a_spare_evaluates_gives_way_to_a_launch_and_the_next_idle_one_ends_it(t
         gave_way = site.state().evaluations[first.name]
         assert (gave_way.end, gave_way.why) == (EvaluationEnd.GIVEN_UP, f"{attempt.name} needs n2")
 
-        alone = _alone(tmp_path)
         again = site.wait(lambda state: next((x for x in state.evaluations.values() if x.intended.node == "n3"), None))
         assert again.checkpoint == first.checkpoint
         until(lambda: harnesses(site))
@@ -103,9 +102,10 @@ def test_a_spare_evaluates_gives_way_to_a_launch_and_the_next_idle_one_ends_it(t
         assert [event.step for event in events if isinstance(event, CheckpointSampled)] == [EVERY]
 
         until(lambda: site.step() >= COMPARED)
+        os.kill(site.pids(attempt.name)[0], signal.SIGSTOP)
         before, after = (_losses(site.runs / "1" / "1.00" / name) for name in ("a0", "a1"))
         with_evaluations = [*before[:EVERY], *after][:COMPARED]
-        assert with_evaluations == alone, "training does not notice"
+        assert with_evaluations == _alone(tmp_path), "training does not notice"
     finally:
         site.close()
 

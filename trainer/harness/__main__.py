@@ -14,6 +14,7 @@ from opt_ops.contract.exit_codes import ExitCode
 from trainer.command import exit_code_of
 from trainer.console import print_line
 
+_LONGEST = 400  # characters of a message
 _EPILOG = """\
 exit codes:
   0 done; 1 a task or the prompts failed, all others are written; 78 there is no such task
@@ -51,7 +52,7 @@ def _run(given: argparse.Namespace) -> int:
                 scores.write(name, Path(target), given.documents, given.shots, given.limit, origin)
             except Exception as error:  # noqa: BLE001  a task whose data is missing must not cost the others
                 traceback.print_exc()
-                print_line(f"error: task {tasks.title(name)}: {_first_line(error)}", sys.stderr)
+                print_line(f"error: task {tasks.title(name)}: {_in_one_line(error)}", sys.stderr)
                 failed += 1
     if given.prompts:
         from trainer.harness.completing import write
@@ -60,13 +61,14 @@ def _run(given: argparse.Namespace) -> int:
             write(loaded, given.prompts, given.completions, given.tokens, given.seed, about)
         except Exception as error:  # noqa: BLE001  as above
             traceback.print_exc()
-            print_line(f"error: the prompts: {_first_line(error)}", sys.stderr)
+            print_line(f"error: the prompts: {_in_one_line(error)}", sys.stderr)
             failed += 1
     return ExitCode.UNEXPECTED_ERROR if failed else ExitCode.DONE
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+def _in_one_line(error: Exception) -> str:
+    """The message. A YAML file's is of several lines, and the last ones say where the mistake is."""
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__
 
 
 def _parser() -> argparse.ArgumentParser:
