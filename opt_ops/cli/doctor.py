@@ -256,7 +256,7 @@ def _harness(config: Config) -> dict[str, Any]:
     from opt_ops.cli import harness
 
     evaluate, prompts = config.evaluate, config.samples.prompts
-    wanted = bool(evaluate.tasks or evaluate.every or prompts)
+    wanted = bool(evaluate.tasks or evaluate.every or prompts) or evaluate.python != sys.executable
     if evaluate.every and not evaluate.tasks:
         return _finding("harness", False, "[evaluate] every is set, and tasks is empty", 'set tasks = ["hellaswag"]')
     if (evaluate.every or prompts) and evaluate.where == "spare" and not config.shape.spares:

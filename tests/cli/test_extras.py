@@ -116,9 +116,11 @@ def test_doctor_names_what_is_missing(bare: Path):
     for text, why in (
         ("[evaluate]\nevery = 100\n", "tasks is empty"),
         ("[shape]\nspares = 0\n[evaluate]\nevery = 100\ntasks = ['piqa']\n", "[shape] spares is 0"),
+        ("[evaluate]\npython = 'no/python'\n", "No such file"),
     ):
         (bare / "opt-ops.toml").write_text(text)
-        assert why in found()["harness"]["found"]
+        row = found()["harness"]
+        assert (row["ok"], why in row["found"]) == (False, True), row
 
 
 def test_the_daemon_watches_without_mlflow_and_says_so_once(bare: Path):
