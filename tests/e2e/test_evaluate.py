@@ -195,7 +195,8 @@ def told(trained: Trained, asked: None) -> dict[str, Any]:
     failed = trained.evaluate("--tasks", "mine,./broken", *PROMPTS, code=1)
     assert "task absent" in failed
     assert "absent.jsonl" in failed, "the harness's last lines are shown"
-    assert f'task torn: while parsing a flow sequence in "{trained.site.folder}/broken/torn.yaml", line 1' in failed
+    assert "task torn: while parsing a flow sequence in" in failed
+    assert r"broken/torn.yaml\", line 1" in failed, "where the mistake is"
     assert all(path.read_bytes() == content for path, content in done.items()), "what was finished is not done again"
     return trained.evaluate("--tasks", "mine", *PROMPTS)
 
