@@ -1,8 +1,8 @@
 """The keys of a completion request: what each value must be, and which engine honours it.
 
 An engine that ignores a key would answer another question than the one that was asked. So what stands in no table is
-refused with the key's name. The tables were read in the sources of transformers 5.23 (`cli/serving/completion.py`) and
-vLLM 0.32 (`entrypoints/openai/completion/protocol.py`); those of transformers were tried one by one.
+refused with the key's name. The tables are of transformers 5.23 (`cli/serving/completion.py`) and vLLM 0.32
+(`entrypoints/openai/completion/protocol.py`, `sampling_params.py`). Each key was tried with both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`ckpt serve` with a program that speaks vLLM's interface: what is passed on, limits, tokens, and how all of it ends.
 
-vLLM itself was not run: it needs another torch than this project's.
+vLLM itself, which takes minutes to start, is run by test_serve_real_vllm.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Speaks vLLM's HTTP interface, as `vllm serve` documents it, without a model. vLLM itself is not installed here.
+"""Speaks vLLM's HTTP interface, as `vllm serve` 0.32 does it, without a model: vLLM itself takes minutes to start.
 
 `main(folder)` is the program: it writes its command line and each request into `folder`. It has a child, as vLLM has.
 """
@@ -72,8 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
             os._exit(3)
         if prompt == "break":
             return self._send(500, b"Internal Server Error")
-        if prompt == "refuse":
-            return self._send(400, json.dumps({"error": {"message": "too hard", "code": 400}}).encode())
+        if prompt in ("refuse", ""):  # it takes no empty text
+            why = "too hard" if prompt else "Either prompt or prompt_embeds must be provided and non-empty."
+            return self._send(400, json.dumps({"error": {"message": why, "code": 400}}).encode())
         if body["model"] != self.name:
             return self._send(404, b"{}")
         several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
