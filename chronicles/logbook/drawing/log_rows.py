@@ -57,6 +57,7 @@ class Log:
     kinds: Sequence[tuple[str, str, int]]  # kind, its name, number
     open: bool
     contents: Sequence[LogRow]
+    crowded: bool = False  # what is not large has its rows only, without evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def log(story: Story, ended: bool, axis: StepAxis) -> Log:
         kinds=[(kind, name, numbers[kind]) for kind, name in KINDS.items() if numbers[kind]],
         open=len(rows) <= _OPEN,
         contents=(large or rows) if ended else (large or rows)[::-1],
+        crowded=story.is_crowded,
     )
 
 

@@ -17,6 +17,10 @@ from opt_ops.core.text import moment, printable
 _IN_FULL = (Fold.SINGLE, Fold.BURST, Fold.CHAIN)
 """Their evidence stands below them if they are large. Of all others, logbook.html and report.json have it."""
 _TOGETHER = (Fold.BURST, Fold.CHAIN, Fold.CAPACITY)
+_CROWDED = (
+    "*So many incidents are told by day. logbook.html has a row for each; `opt-ops explain INCIDENT` and report.json "
+    "have the evidence.*"
+)
 _MANY = 40  # entries of the evidence: of more than these, only what changed settings or concerns people is in full
 
 
@@ -27,17 +31,23 @@ def log(report: LineageReport, story: Story) -> Iterator[str]:
     if not story.entries:
         yield "Nothing has happened yet."
         yield ""
+    if story.is_crowded:
+        yield _CROWDED
+        yield ""
     thoughts: dict[str, list[Afterthought]] = {}
     for thought in story.afterthoughts:
         thoughts.setdefault(thought.anchor, []).append(thought)
+    few = sum(len(each.members) for each in story.entries) <= _MANY
     minutes = Counter(entry.begin // 60 for entry in story.entries)
     for entry in story.entries if report.ended else reversed(story.entries):
         added = [thought for anchor in entry.members for thought in thoughts.get(anchor, ())]
         seconds = minutes[entry.begin // 60] > 1  # others began in the same minute
         yield f"### {span(entry, seconds)} · {plain(entry.title)}"
         yield ""
-        yield from _entry(entry, sorted(added, key=lambda thought: thought.at), report)
-        yield from _inside(entry, few=sum(len(each.members) for each in story.entries) <= _MANY)
+        if story.is_crowded and not entry.large:
+            added = []
+        yield from _entry(entry, sorted(added, key=lambda thought: thought.at), report, story.is_crowded)
+        yield from _inside(entry, few, story.is_crowded)
 
 
 def span(entry: StoryEntry, seconds: bool) -> str:
@@ -49,14 +59,14 @@ def span(entry: StoryEntry, seconds: bool) -> str:
     return f"{first} to {end.strftime('%H:%M' if begin.date() == end.date() else '%m-%d %H:%M')}"
 
 
-def _entry(entry: StoryEntry, thoughts: Sequence[Afterthought], report: LineageReport) -> Iterator[str]:
+def _entry(entry: StoryEntry, thoughts: Sequence[Afterthought], report: LineageReport, crowded: bool) -> Iterator[str]:
     if entry.text:
         yield " ".join(plain(sentence) for sentence in entry.text)
         yield ""
     for thought in thoughts:
         yield _added(thought, entry, report)
         yield ""
-    if len(entry.members) > 1:
+    if len(entry.members) > 1 and not (crowded and entry.rule not in _IN_FULL):
         rows = [_row(each) for each in members_of(entry)]
         if entry.seconds_down and entry.rule in _TOGETHER:  # members of one standstill share it
             rows.append(["Together", "", "", whole(entry.steps_lost), duration(entry.seconds_down), ""])
@@ -64,10 +74,15 @@ def _entry(entry: StoryEntry, thoughts: Sequence[Afterthought], report: LineageR
         yield ""
 
 
-def _inside(entry: StoryEntry, few: bool) -> Iterator[str]:
+def _inside(entry: StoryEntry, few: bool, crowded: bool) -> Iterator[str]:
     """The evidence, as far as it is not in the other files only; what people wrote in any case."""
     for member in entry.entries:
-        if entry.large and entry.rule in _IN_FULL and (few or _is_of_note(member)):
+        if (
+            entry.large
+            and entry.rule in _IN_FULL
+            and (few or _is_of_note(member))
+            and not (crowded and _is_proven(member))
+        ):
             yield from _evidence(member)
         else:
             yield from _said(member)
@@ -79,6 +94,14 @@ def _is_of_note(entry: LogEntry) -> bool:
     if row is None:
         return entry.notable or entry.author != MACHINE
     return entry.notable or row.proven is False or bool(entry.remarks) or entry.drill is not None or row.advisory
+
+
+def _is_proven(entry: LogEntry) -> bool:
+    """Whether it is an incident of a proven recovery in which nobody had a hand."""
+    row = entry.incident
+    return (
+        row is not None and row.proven is True and not (entry.remarks or entry.drill or row.advisory or row.requested)
+    )
 
 
 def _row(member: Member) -> list[str]:

@@ -9,6 +9,7 @@ from statistics import median
 
 from chronicles.logbook.story.groups import Group
 from chronicles.logbook.story.items import Item
+from chronicles.logbook.story.model import CROWDED
 from chronicles.logbook.story.stops import Stop, Stops
 
 _WORSE = 1.5  # times the worst one before: less is no news
@@ -40,6 +41,8 @@ def measured(groups: Sequence[Group], stops: Stops) -> list[Measure]:
     longest = [max((stop.seconds for stop in each), default=0.0) for each in own]
     usual = _usual(groups, longest)
     found: list[Measure] = []
+    crowded = sum(item.row is not None for group in groups for item in group.items) > CROWDED
+    oftenest = 2  # times that a node had failed
     seen: dict[str, tuple[int, float]] = {}  # the worst so far
     failures: Counter[str] = Counter()
     for place, group in enumerate(groups):
@@ -49,6 +52,8 @@ def measured(groups: Sequence[Group], stops: Stops) -> list[Measure]:
         nodes = _failed_nodes(group)
         failures.update(nodes)
         again = next(((node, failures[node]) for node in sorted(nodes) if failures[node] > 1), None)
+        record = again is not None and again[1] > oftenest
+        oftenest = max(oftenest, again[1] if again else 0)
         worst = before is not None and _is_worse(before, steps, longest[place])
         unusual = longest[place] > min(_LONG, _UNUSUAL * usual.get(kind, _LONG))
         plainly = any(item.is_plainly_large for item in group.items)
@@ -62,7 +67,7 @@ def measured(groups: Sequence[Group], stops: Stops) -> list[Measure]:
                 unusual=unusual,
                 again=again,
                 longest=longest[place],
-                large=before is None or worst or unusual or again is not None or plainly,
+                large=before is None or worst or unusual or plainly or (record if crowded else again is not None),
             )
         )
         old_steps, old_seconds = before or (0, 0.0)

@@ -10,6 +10,11 @@ from chronicles.record import Moment
 
 _INTERNAL = {"key": ""}  # no field of report.json
 
+CROWDED = 300
+"""Incidents of one logbook. Of more, nobody reads each: routine has a row in a table, and its evidence is in
+report.json and in the journal (`opt-ops explain`). That a node failed again is news only if none had failed so often.
+"""
+
 
 class Fold(StrEnum):
     """By which rule entries are told as one."""
@@ -126,6 +131,11 @@ class Story:
     entries: tuple[StoryEntry, ...]  # oldest first
     strategies: tuple[Strategy, ...]
     afterthoughts: tuple[Afterthought, ...]
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are so many incidents that routine is told without its evidence."""
+        return sum(entry.incident is not None for told in self.entries for entry in told.entries) > CROWDED
 
     @property
     def evidence(self) -> list[LogEntry]:

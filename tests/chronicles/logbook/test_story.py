@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections import Counter
 from itertools import groupby
@@ -13,6 +15,8 @@ from hypothesis import given, settings
 from chronicles.ledger.legs import legs_of
 from chronicles.ledger.wall_clock import TimePhase
 from chronicles.logbook.entries.build import entries
+from chronicles.logbook.render import render
+from chronicles.logbook.story import measures, model
 from chronicles.logbook.story.build import story
 from chronicles.logbook.story.fold import bare
 from chronicles.logbook.story.model import Fold, Story
@@ -172,3 +176,36 @@ def test_a_fork_and_a_wish_to_be_asked_are_whole_sentences(tmp_path: Path):
     titles = [entry.title for entry in read(told.folder)[2].entries]
     assert titles[0] == "ann started as a fork of 11.01 at step 20: opt-tiny on 2 nodes and 1 spare"
     assert titles[-1] == "ann wants to be asked"
+
+
+def test_of_very_many_incidents_routine_is_told_by_day_and_keeps_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told = Told(tmp_path / "12", steps=4000, step_seconds=30.0)
+    told.begin().plan("12.00").hold().launch("12.00-a0")
+    step = 0
+    kinds = (("process_death", "rank 1 died"), ("hang", "no step for 41 s"), ("node_silent", "no heartbeat of n2"))
+    for number in range(12):
+        attempt = f"12.00-a{number}"
+        told.train(attempt, step + 1, step + 60)
+        step += 60
+        point = told.save("12.00", step)
+        kind, cause = kinds[number % 3]
+        incident = told.incident(kind, cause, attempt, step, nodes=("n2",))
+        told.decide(incident, Action.RESTART).end(attempt, Outcome.FAILED, step)
+        told.launch(f"12.00-a{number + 1}", point, incident).train(f"12.00-a{number + 1}", step + 1, step + 2)
+        step += 2
+        told.close(incident)
+    few = render(told.folder)[0].read_text()
+    assert few.count("failure of n2") >= 6, "that a node failed again is news"
+    for module in (measures, model):
+        monkeypatch.setattr(module, "CROWDED", 10)
+    markdown, page, report = (path.read_text() for path in render(told.folder))
+    assert len(markdown.split()) < len(few.split()) / 2
+    assert "opt-ops explain INCIDENT" in markdown
+    assert "opt-ops explain INCIDENT" in page
+    names = {f"12-i{number:03d}" for number in range(12)}
+    assert set(re.findall(r'\bid="(12-i\d+)"', page)) == names, "each can be linked to"
+    entries = json.loads(report)["story"]["entries"]
+    assert sorted(each for entry in entries for each in entry["members"] if each in names) == sorted(names)
+    assert {each["incident"] for each in json.loads(report)["incidents"]} == names
