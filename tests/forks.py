@@ -15,12 +15,20 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, spawn
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
+
+_preparation = spawn.get_preparation_data
+
+
+def _without_main(name: str) -> dict[str, Any]:
+    """A new process would import the main module again, and that is pytest: it takes longer than most commands."""
+    return {key: value for key, value in _preparation(name).items() if not key.startswith("init_main")}
 
 
 class Forks(ForkServerContext):
@@ -29,11 +37,14 @@ class Forks(ForkServerContext):
     def __init__(self, *modules: str) -> None:
         super().__init__()
         self._server = forkserver.ForkServer()
-        self._server.set_forkserver_preload(list(modules))
+        self._server.set_forkserver_preload([__name__, *modules])
 
     def start(self, process: BaseProcess) -> None:
         """Start a process of this context."""
-        with patch.object(forkserver, "connect_to_new_process", self._server.connect_to_new_process):
+        with (
+            patch.object(forkserver, "connect_to_new_process", self._server.connect_to_new_process),
+            patch.object(spawn, "get_preparation_data", _without_main),
+        ):
             process.start()
 
     def run(self, module: str, args: Sequence[str], where: Path, variables: Mapping[str, str]) -> Forked:
