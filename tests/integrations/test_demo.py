@@ -1,7 +1,6 @@
 """`make demo TRAINER=…`: the drills of the demo on other trainers, under the real daemon and agents.
 
-Of Hugging Face's, with the cosine schedule all drills; of the others two of them: CI has 20 minutes for everything.
-`make soak` has two of them with transformers' default schedule as well.
+In every run, each trainer has a drill or two; `make soak` has all drills, and transformers' default schedule.
 """
 
 from __future__ import annotations
@@ -21,10 +20,13 @@ DEMO = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
 @pytest.mark.parametrize(
     "environment",
     [
-        pytest.param({"SCHEDULE": "cosine"}, id="cosine"),
-        pytest.param(TWO, id="linear", marks=pytest.mark.soak),  # the same two drills on the same trainer
-        pytest.param(TWO | {"TRAINER": "pytorch"}, id="pytorch"),
-        pytest.param(TWO | {"TRAINER": "lightning"}, id="lightning"),
+        pytest.param({"SCHEDULE": "cosine", "DRILLS": "xid,lr"}, id="cosine"),
+        pytest.param({"TRAINER": "pytorch", "DRILLS": "kill-rank"}, id="pytorch"),
+        pytest.param({"TRAINER": "lightning", "DRILLS": "lr"}, id="lightning"),
+        pytest.param({"SCHEDULE": "cosine"}, id="cosine-all", marks=pytest.mark.soak),
+        pytest.param(TWO, id="linear", marks=pytest.mark.soak),
+        pytest.param(TWO | {"TRAINER": "pytorch"}, id="pytorch-two", marks=pytest.mark.soak),
+        pytest.param(TWO | {"TRAINER": "lightning"}, id="lightning-two", marks=pytest.mark.soak),
     ],
 )
 def test_every_drill_is_recovered_with_proof(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -127,6 +127,7 @@ def test_up_twice_finds_the_same_cluster(slurm: cluster.Cluster) -> None:
     assert slurm.states()[slurm.nodes[0]] in cluster.USABLE, "the drained node is resumed"
 
 
+@pytest.mark.soak  # of the tests' own cluster
 def test_half_up_is_swept_away_and_down_leaves_nothing(
     slurm: cluster.Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

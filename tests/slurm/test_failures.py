@@ -48,6 +48,7 @@ def test_ranks_that_end(site: Site):
     day.ends(submitted=1)
 
 
+@pytest.mark.soak  # in every run: scenarios/test_everywhere.py has a hang on a Slurm, e2e/test_scenarios.py the rest
 def test_ranks_that_hang(site: Site):
     day = Day(site, "evaluate=25", ranks=2)
     first = day.state.attempt.nodes[0]
@@ -65,6 +66,7 @@ def test_ranks_that_hang(site: Site):
     day.ends(submitted=1)
 
 
+@pytest.mark.soak  # in every run: e2e/test_scenarios.py; a rollback needs nothing of Slurm
 def test_training_that_goes_astray(site: Site):
     day = Day(site, "pause=0.01")
 
@@ -93,6 +95,7 @@ def test_training_that_goes_astray(site: Site):
     day.ends(submitted=1)
 
 
+@pytest.mark.soak  # in every run: e2e/test_scenarios.py; checkpoints need nothing of Slurm
 def test_checkpoints_that_cannot_be_used(site: Site):
     day = Day(site)
 
@@ -119,6 +122,7 @@ def test_checkpoints_that_cannot_be_used(site: Site):
     day.ends(submitted=1)
 
 
+@pytest.mark.soak  # in every run: e2e/test_scenarios.py
 def test_a_user_error_is_not_tried_again(site: Site):
     site.start("steps=10000", "misbehave=exit-78@1:1.00-a0")
     site.start_daemon()

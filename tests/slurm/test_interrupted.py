@@ -21,7 +21,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     "signals",
-    [[signal.SIGINT], [signal.SIGINT, signal.SIGINT], [signal.SIGKILL]],
+    [
+        pytest.param([signal.SIGINT], marks=pytest.mark.soak),
+        pytest.param([signal.SIGINT, signal.SIGINT], marks=pytest.mark.soak),
+        [signal.SIGKILL],
+    ],
     ids=["Ctrl-C", "Ctrl-C twice", "SIGKILL"],
 )
 def test_a_run_that_is_interrupted_leaves_no_cluster(tmp_path: Path, signals: list[signal.Signals]):

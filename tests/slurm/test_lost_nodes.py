@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slurm
 
 
-def test_a_node_falls_silent(site: Site, slurm: Cluster):
+def test_a_node_falls_silent_and_touches_nothing_when_it_comes_back(site: Site, slurm: Cluster):
     day = Day(site)
     first, second = day.state.attempt.nodes
     slurm.kill_node(second)
@@ -26,21 +26,15 @@ def test_a_node_falls_silent(site: Site, slurm: Cluster):
     assert first in day.state.attempt.nodes
     assert "silent" in ask("sinfo", "-h", "-R", "-o", "%E|%N")
     until(lambda: second not in ask("squeue", "-h", "--me", "-o", "%N"))
-    day.ends(excluded={second}, submitted=2)
-
-
-def test_a_node_that_comes_back_touches_nothing(site: Site, slurm: Cluster):
-    day = Day(site)
-    second = day.state.attempt.nodes[1]
-    slurm.kill_node(second)
-    day.sees("silent_node", nodes=(second,))
     attempt = day.attempt
     slurm.revive_node(second)
     site.looked(seconds=SILENT_SECONDS + 1)  # longer than a silence
     day.trained(5)
     assert day.attempt == attempt
+    day.ends(excluded={second}, submitted=2)
 
 
+@pytest.mark.soak  # in every run: the two below, and the simulation of all nodes
 def test_all_nodes_at_once(site: Site, slurm: Cluster):
     day = Day(site)
     held = list(day.state.held)

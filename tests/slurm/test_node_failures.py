@@ -39,6 +39,7 @@ def test_nodes_that_are_bad_or_slow(site: Site):
     day.ends(excluded={ranked}, submitted=2)
 
 
+@pytest.mark.soak  # in every run: e2e/test_scenarios.py, and the simulation
 def test_all_spares_used_up(site: Site):
     day = Day(site, nodes=3, spares=1)
     first, second, third = day.state.attempt.nodes
@@ -61,6 +62,7 @@ def test_all_spares_used_up(site: Site):
     day.ends(excluded={third})
 
 
+@pytest.mark.soak  # in every run: e2e/test_people.py
 def test_fewer_nodes_and_more_again(site: Site):
     day = Day(site, nodes=4, spares=0, min_nodes=3)
     bad = day.state.attempt.nodes[3]

@@ -54,6 +54,7 @@ def pager() -> Iterator[tuple[int, list[dict]]]:
         server.shutdown()
 
 
+@pytest.mark.soak  # in every run: e2e/test_scenarios.py and e2e/test_alerts.py
 def test_the_same_death_at_the_same_step_calls_a_human(site: Site, pager: tuple[int, list[dict]]):
     port, taken = pager
     config = site.folder / "opt-ops.toml"
@@ -73,6 +74,7 @@ def test_the_same_death_at_the_same_step_calls_a_human(site: Site, pager: tuple[
     assert "Next: opt-ops run explain 1" in page["body"]
 
 
+@pytest.mark.soak  # in every run: e2e/test_people.py; scenarios/test_everywhere.py asks on a Slurm
 def test_what_operators_ask_for(site: Site):
     day = Day(site)
 

@@ -115,6 +115,7 @@ def test_time_limits(site: Site, tmp_path: Path):
         other.close()
 
 
+@pytest.mark.soak  # in every run: the one with a grace time
 def test_somebody_more_important_takes_the_nodes(site: Site):
     day = Day(site)
     urgent = ask("sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "-o/dev/null", "--wrap", "sleep 8")

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from tests.slurm.cluster import Cluster
 
 
-@pytest.fixture(params=["simulated", "local", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(
+    params=["simulated", pytest.param("local", marks=pytest.mark.soak), pytest.param("slurm", marks=pytest.mark.slurm)]
+)
 def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     if request.param == "simulated":
         simulated = stages.Simulated(tmp_path, monkeypatch)
