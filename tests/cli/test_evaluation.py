@@ -211,7 +211,7 @@ def test_a_harness_that_is_killed_is_told(tmp_path: Path):
     missing = harness.run(str(program), work, told.append)
     assert isinstance(missing, OptOpsError)
     assert "not on this machine" in str(missing)
-    assert "docs/evaluation.md" in (missing.hint or "")
+    assert "python -m lm_eval run --model dummy" in (missing.hint or "")
     assert told == ["starting the harness"], "no traceback"
     other = "error: task wsc: no such column"
     traces = "\n".join([other, *(f"  File {n}" for n in range(20)), *[said] * 5])
