@@ -82,7 +82,11 @@ def _parts(text: str) -> Iterator[tuple[str, str, str]]:
             raise UsageError(f"--tasks {text!r}: neither the name of a task nor a folder", "for example --tasks piqa")
         yield text, text, ""
         return
-    files = [file for file in sorted(folder.glob("*.yaml")) if _TASK.search(file.read_text("utf-8", "replace"))]
+    files = [
+        file
+        for file in sorted(folder.glob("*.yaml"))
+        if file.is_file() and _TASK.search(file.read_text("utf-8", "replace"))
+    ]
     if not files:
         what = "has no *.yaml with a line `task:`" if folder.is_dir() else "is no folder"
         raise NotFound(f"--tasks {text}: {what}", "name a folder with YAML files of lm-eval, or a task of lm-eval")

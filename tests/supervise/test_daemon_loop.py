@@ -28,6 +28,7 @@ from opt_ops.supervise import own_sign, projections
 from opt_ops.supervise.daemon import Daemon
 from opt_ops.supervise.projections import Projection
 from tests.core.story import POLICY, Story
+from tests.supervise.test_campaigns import START
 
 HOST = os.uname().nodename
 
@@ -151,6 +152,24 @@ def test_no_strange_entry_of_the_runs_folder_hides_a_lineage_or_a_campaign(
     assert [path.name for path in campaigns.folders(runs)] == ["sizes"]
     assert lineages.next_number(runs) == 13
     assert "failed" not in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=str)
+def test_what_is_no_file_in_the_folder_of_a_campaign_holds_up_neither_another_one_nor_a_lineage(
+    daemon: Daemon, make: Callable[[Path], None]
+):
+    runs = daemon._config.runs
+    for name in ("journal", "journal.owner.json", "journal.tip", "inbox", "inbox/a.json", "journal/000001.jsonl"):
+        path = campaigns.create(runs, f"bad-{name.replace('/', '-')}")
+        if not name.startswith("inbox"):
+            lineages.ask(path, "ann", "start", START, time.time())
+        (path / name).parent.mkdir(exist_ok=True)
+        make(path / name)
+    good = campaigns.create(runs, "good")
+    lineages.ask(good, "ann", "start", START, time.time())
+    until(lambda: (daemon._step(), campaigns.state(good).started)[1])
+    assert "12" in sign(daemon)["lineages"]
+    assert {each["what"] for each in sign(daemon)["problems"]} <= {"campaigns"}
 
 
 def test_what_lies_in_the_inbox_of_a_finished_lineage_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
