@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import socketserver
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from threading import BoundedSemaphore
@@ -17,6 +18,7 @@ from opt_ops.serving.page import Page
 AT_ONCE = 8  # requests
 _CONNECTIONS = 64
 _REQUEST_SECONDS = 600.0
+_LAST_SECONDS = 2.0
 
 
 class Listener(socketserver.ThreadingTCPServer):
@@ -84,6 +86,13 @@ class Listener(socketserver.ThreadingTCPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._connections.release()
+
+    def server_close(self) -> None:
+        """Stop listening. The engine has ended: open requests are told so at once, and that is waited for."""
+        super().server_close()
+        deadline = time.monotonic() + _LAST_SECONDS
+        for _ in range(AT_ONCE):
+            self.slots.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say what went wrong, unless the client left."""
