@@ -323,8 +323,7 @@ def copies(number: int, engine: str) -> None:
         with path.open("w") as file:
             for copy in range(number):
                 file.write(forms[copy % len(forms)])
-                if copy % (number // len(lines)) == 0 and lines:
-                    file.write(lines.pop())
+                file.writelines(lines[copy * len(lines) // number : (copy + 1) * len(lines) // number])
         began = time.monotonic()
         command = [sys.executable, "-m", "trainer.data.dedup", str(path), "--out", f"{made}/out", "--workers", "2"]
         subprocess.run([*command, "--engine", engine], check=True, capture_output=True)
