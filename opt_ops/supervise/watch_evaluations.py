@@ -11,12 +11,13 @@ from opt_ops.core.values import EvaluationEnd
 from opt_ops.ports import CheckpointStore, Evaluations
 from opt_ops.supervise.watch_nodes import NodeWatch
 
+_NOT_STARTED = 126
 _CODES = {
     3: "the checkpoint or a task is not there",
     65: "the checkpoint is damaged",
     75: "its environment is missing, or the daemon did not answer",
     124: "it had not ended after a day",
-    126: "it could not be started, and the log of the daemon or of the node says why",
+    _NOT_STARTED: "it could not be started, and the log of the daemon or of the node says why",
 }
 
 
@@ -66,5 +67,5 @@ class EvaluationWatch:
             yield EvaluationEnded(evaluation=running.name, end=EvaluationEnd.GIVEN_UP, why="its checkpoint is gone")
         else:
             said = f"exit code {code}, {_CODES[code]}" if code in _CODES else f"exit code {code}"
-            why = f"{said}; its output is in evaluations/{running.name}.log"
+            why = said if code == _NOT_STARTED else f"{said}; its output is in evaluations/{running.name}.log"
             yield EvaluationEnded(evaluation=running.name, end=EvaluationEnd.FAILED, why=why)

@@ -69,6 +69,11 @@ def report(world: World, on_spares: bool, name: str, code: int | None) -> None:
             EvaluationEnd.FAILED,
             "exit code 65, the checkpoint is damaged; its output is in evaluations/12-ev001.log",
         ),
+        (
+            126,
+            EvaluationEnd.FAILED,
+            "exit code 126, it could not be started, and the log of the daemon or of the node says why",
+        ),
         (137, EvaluationEnd.FAILED, "exit code 137; its output is in evaluations/12-ev001.log"),
     ],
 )
