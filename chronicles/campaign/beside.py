@@ -27,14 +27,14 @@ def off_expected(
         planned: Its tokens.
         curve: What is expected of it on the way.
         others: The steps of sizes that the curve was fitted to and that have seen as many tokens: what they lost on the
-            same text moves what is expected of a step. None: the curve alone counts.
+            same text moves what is expected of a step. Empty: the curve alone counts.
     """
-    alone = [log(each.loss) - log(band_at(curve, each.tokens).loss) for each in settled]
     difference = _difference(planned, curve, others)
+    alone = settled if difference is None else settled[:1]  # there is no step before the first one
+    found = [log(each.loss) - log(band_at(curve, each.tokens).loss) for each in alone]
     if difference is None:
-        return alone
+        return found
     sums = [_sum(other) for other in others]
-    found = alone[:1]
     for before, each in pairwise(settled):
         tokens = each.tokens - before.tokens
         same_text = fmean((total(each.tokens) - total(before.tokens)) / tokens for total in sums) if tokens > 0 else 0.0
