@@ -241,6 +241,15 @@ def test_weights_that_are_larger_than_the_free_memory_are_not_loaded(tmp_path: P
         loading.load(tmp_path)
 
 
+def test_what_a_killed_evaluation_has_left_of_its_answers_is_removed(tmp_path: Path):
+    from trainer.harness.scoring import _write_answers
+
+    for name in (".mine.answers.jsonl.gz.77.tmp", ".other.answers.jsonl.gz.77.tmp"):
+        (tmp_path / name).write_text("half of it")
+    _write_answers(tmp_path / "mine.answers.jsonl.gz", {})
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.answers.jsonl.gz", ".other.answers.jsonl.gz.77.tmp"}
+
+
 def _started(trained: Trained, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "opt_ops", "ckpt", "evaluate", "1/12", *words]
     return subprocess.Popen(

@@ -196,6 +196,8 @@ def _strings(value: Any) -> Iterator[str]:
 def _write_answers(path: Path, answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """For each document what the model answered and how it was scored. The document itself is in another file."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed, as on a spare
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file, gzip.open(file, "wt", encoding="utf-8") as packed:
         for task, samples in answers.items():
