@@ -111,7 +111,7 @@ class Names:
             replaced = text
             for pattern, instead in self._replace:
                 replaced = pattern.sub(lambda found, instead=instead: self._own(found, instead), replaced)
-            replaced = self._compiled().sub(self._replacement, replaced)
+            replaced = self._compiled().sub(self._replacement, self._numbered(replaced))
             self._done[text] = replaced
         return self._done[text]
 
@@ -123,8 +123,8 @@ class Names:
         pattern = rf"(?<![A-Za-z0-9.,-])(?:{'|'.join(known)})(?![A-Za-z0-9]|[.,]\d)"
         return re.sub(pattern, lambda found: self.add("jobs", found[0]), text)
 
-    def apply_nodes(self, text: str) -> str:
-        """A text about nodes that are called by a number: replaced is what can only be the name of one."""
+    def _numbered(self, text: str) -> str:
+        """The text with every node that is called by a number replaced, where that can only be the name of one."""
         known = {node for node in self.table["nodes"] if is_number(node)}
         if not known:
             return text

@@ -107,19 +107,19 @@ class Redaction:
         return name if is_ours else self._text_of("", name)
 
     def _text_of(self, key: str, value: str) -> str:
-        if value in self.names.table["nodes"] and is_number(value):  # a number of ours would be no text
-            return self.names.add("nodes", value)
         if key in _JOBS and "jobs" not in self._wishes.keep:
             return self.names.table["jobs"].get(value) or self.text(value)
         if key in _GPUS:
             return self.names.table["gpus"].get(value) or self.text(value)
         if key in _PEOPLE and value.isdigit() and "people" not in self._wishes.keep:
             return self.names.table["people"].get(value) or self.text(value)
+        if value in self.names.table["nodes"] and is_number(value):  # a number of ours would be no text
+            return self.names.add("nodes", value)
         return self.text(value)
 
     def text(self, text: str) -> str:
         """A text without copies of what is left out, and with every original replaced."""
-        return self.names.apply(self.names.apply_nodes(self._jobs(self.left.without_copies(text))))
+        return self.names.apply(self._jobs(self.left.without_copies(text)))
 
     def _jobs(self, text: str) -> str:
         """Numbers of jobs are only known as such where the text speaks of jobs."""
