@@ -553,7 +553,7 @@ def test_the_ledger_for_people_programs_and_prometheus(site: Path, tmp_path: Pat
     assert "conventional tCO2e" in opt_ops(site, "ledger", "--total").stdout
     assert opt_ops(site, "ledger", "--total", "--since", "soon").returncode == 2
     unknown = opt_ops(site, "ledger", "--conventional")
-    assert (unknown.returncode, "set gpu_tdp_watts in [ledger]" in unknown.stderr) == (2, True)
+    assert (unknown.returncode, "set gpu_tdp_watts under [ledger] in opt-ops.toml" in unknown.stderr) == (2, True)
     rates = f'runs = "{site}/runs"\n[ledger]\ntdp_watts = 400\nkg_co2e_per_kwh = 0.21\n'
     for source, said in (("", "set factor_source in"), ("factor_source = 'a table'", "0.21 kg per kWh, a table")):
         (tmp_path / "site.toml").write_text(rates + source)
