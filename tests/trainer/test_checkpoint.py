@@ -27,7 +27,7 @@ from trainer.step.measured import Progress
 from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
 
-SAVED, LAST = 3, 23
+SAVED, LAST = 3, 8
 
 
 class Training:
