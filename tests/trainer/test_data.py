@@ -153,21 +153,18 @@ def test_the_parts_of_all_ranks_are_the_batch_of_one(
 
 @no_hurry
 @given(
-    recipe=mixtures(),
     batch=st.integers(1, 5),
     windows=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 6)), max_size=3),
 )
-def test_leaving_windows_out_changes_nothing_else_about_the_data(
-    recipe: tuple[list[list[int]], list[int], int], batch: int, windows: list[tuple[int, int]]
-) -> None:
-    samples = build(recipe)
+def test_leaving_windows_out_changes_nothing_else_about_the_data(batch: int, windows: list[tuple[int, int]]) -> None:
+    """The samples follow from the position alone, so it is enough that each position is that of the next batch kept."""
     skips = [(first, first + more) for first, more in windows]
     left_out = {number for first, last in skips for number in range(first, last + 1)}
-    kept = [samples.batch((number - 1) * batch, batch)[0] for number in range(1, 44) if number not in left_out]
+    kept = [number for number in range(1, 44) if number not in left_out]
     position = 0
-    for expected_batch in kept[:20]:
+    for number in kept[:20]:
         position = next_sample(position, batch, skips)
-        assert torch.equal(samples.batch(position, batch)[0], expected_batch)
+        assert position == (number - 1) * batch
         position += batch
 
 

@@ -10,7 +10,7 @@ from tests.trainer.test_checkpoint import Training
 
 pytest.importorskip("fairscale", reason="needs fairscale (opt-ops[fairscale])")
 
-SAVED, STEPS = 5, 15
+SAVED, STEPS = 3, 8
 
 
 def losses(engine: str, dp: int, tp: int, folder: Path, *, save: bool = False, load: bool = False) -> list[float]:
@@ -67,14 +67,14 @@ def test_either_engine_goes_on_from_the_others_checkpoint_in_another_layout(
 def test_whole_runs_use_it(text: Path, tmp_path: Path) -> None:
     arguments = [
         *("--recipe", "opt-tiny", "--data", text, "--run-dir", tmp_path / "a1", "--checkpoint-dir", tmp_path / "c"),
-        *settings(*SMALL, "steps=12", "checkpoint_every=6", "engine=fairscale", "checksum_every=4"),
+        *settings(*SMALL, "steps=6", "checkpoint_every=3", "engine=fairscale", "checksum_every=4"),
     ]
     done = train(2, *arguments)
     assert [process.returncode for process in done] == [0, 0], done
     assert [process.stderr for process in done] == ["", ""]
     lines = telemetry(tmp_path / "a1")
-    assert lines[-1]["lr"] == pytest.approx(12 / 60 * 1e-3), "read back from the optimizer inside"
-    assert [step for step, _ in manifest.committed(tmp_path / "c")] == [6, 12]
+    assert lines[-1]["lr"] == pytest.approx(6 / 60 * 1e-3), "read back from the optimizer inside"
+    assert [step for step, _ in manifest.committed(tmp_path / "c")] == [3, 6]
 
 
 @pytest.mark.parametrize(

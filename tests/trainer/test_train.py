@@ -20,7 +20,7 @@ from tests.trainer.harness import REPOSITORY, SMALL, finish, settings, start, te
 from trainer import optim
 from trainer.recipes import OptimConfig
 
-STEPS = 100
+STEPS = 70
 EVERY = 15
 CONFIG = {"peak_lr": 3e-3, "warmup_steps": 60, "total_steps": 600, "final_fraction": 0.1}
 

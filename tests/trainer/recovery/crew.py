@@ -21,7 +21,7 @@ from trainer.checkpoint import hand_over, peer_copies, versions
 from trainer.checkpoint.peer_copies import PeerCopies
 from trainer.recovery.connections import Connections
 
-PATIENCE = 60.0  # seconds that a test waits for anything
+PATIENCE = 240.0  # seconds that a test waits for anything: the machine may be very busy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,17 @@ class Crew:
         for rank in ranks:
             process = self._members[rank].process
             process.join(PATIENCE)
-            assert process.exitcode == -signal.SIGKILL, f"rank {rank} should be dead: {process.exitcode}"
+            assert process.exitcode == -signal.SIGKILL, f"rank {rank} should be dead. {self._all_heard()}"
+
+    def _all_heard(self) -> str:
+        """What the members have told that no test has asked for, and how they ended: why one is not where it should be.
+
+        Each tells its errors as ``lost``.
+        """
+        for rank in self._members:
+            self._hear(rank)
+        told = {rank: (member.process.exitcode, member.heard) for rank, member in self._members.items()}
+        return f"generation {self.generation}, exit code and words of each rank: {told}"
 
     def kill(self, *ranks: int) -> None:
         """Kill these ranks now."""
