@@ -47,12 +47,25 @@ class Forks(ForkServerContext):
         ):
             process.start()
 
-    def run(self, module: str, args: Sequence[str], where: Path, variables: Mapping[str, str]) -> Forked:
-        """Start ``python -m module`` with these arguments and this environment, in the folder ``where``."""
-        return Forked(self, module, args, where, variables)
+    def run(
+        self, module: str, args: Sequence[str], where: Path, variables: Mapping[str, str], ignored: Sequence[int] = ()
+    ) -> Forked:
+        """Start ``python -m module`` with these arguments and this environment, in the folder ``where``.
+
+        Signals that are ``ignored`` are so from the start, as if they were inherited.
+        """
+        return Forked(self, module, args, where, variables, ignored)
 
 
-def _run(module: str, args: Sequence[str], where: Path, variables: Mapping[str, str], out: Connection, err: Connection):
+def _run(
+    module: str,
+    args: Sequence[str],
+    where: Path,
+    variables: Mapping[str, str],
+    ignored: Sequence[int],
+    out: Connection,
+    err: Connection,
+) -> None:
     """What an interpreter does that is told to run this module. The module ends its process itself."""
     for stream, number in ((out, 1), (err, 2)):
         os.dup2(stream.fileno(), number)
@@ -63,6 +76,8 @@ def _run(module: str, args: Sequence[str], where: Path, variables: Mapping[str, 
     time.tzset()
     os.chdir(where)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     sys.argv = [module, *args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -71,13 +86,19 @@ class Forked:
     """What tests use of `subprocess.Popen`, with both streams as pipes of text."""
 
     def __init__(
-        self, forks: Forks, module: str, args: Sequence[str], where: Path, variables: Mapping[str, str]
+        self,
+        forks: Forks,
+        module: str,
+        args: Sequence[str],
+        where: Path,
+        variables: Mapping[str, str],
+        ignored: Sequence[int],
     ) -> None:
         self.args = (module, *args)
         self._said: list[bytes] = [b"", b""]
         pipes = [forks.Pipe(duplex=False) for _ in self._said]
         (_, out), (_, err) = pipes
-        self._process = forks.Process(target=_run, args=(module, args, where, dict(variables), out, err))
+        self._process = forks.Process(target=_run, args=(module, args, where, dict(variables), ignored, out, err))
         forks.start(self._process)
         assert self._process.pid is not None
         self.pid: int = self._process.pid

@@ -120,11 +120,13 @@ def engine_of(recipe: Any) -> Any:
 Rank = subprocess.Popen[str] | Forked
 
 
-def start(world: int, *args: str | Path, fresh: bool = False, **variables: str) -> list[Rank]:
+def start(
+    world: int, *args: str | Path, fresh: bool = False, ignored: Sequence[int] = (), **variables: str
+) -> list[Rank]:
     """Start ``python -m trainer`` on ``world`` ranks; world 0 means alone, without any rank's variables.
 
     A process with variables of its own is a new interpreter, since modules may read them when they are imported; with
-    ``fresh`` each is, and inherits signals that are ignored or blocked here.
+    ``fresh`` each is, and inherits signals that are blocked here. A process of the fork server has signals ``ignored``.
     """
     port = free_port()
     clean = {name: value for name, value in os.environ.items() if name not in environment(0, 1, 0)}
@@ -133,7 +135,9 @@ def start(world: int, *args: str | Path, fresh: bool = False, **variables: str) 
     for rank in range(world or 1):
         own = clean | (environment(rank, world, port) if world else {}) | variables
         ranks.append(
-            FORKS.run("trainer", words, REPOSITORY, own) if not (fresh or variables) else _interpreter(words, own)
+            FORKS.run("trainer", words, REPOSITORY, own, ignored)
+            if not (fresh or variables)
+            else _interpreter(words, own)
         )
     return ranks
 

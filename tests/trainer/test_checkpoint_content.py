@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from opt_ops.contract import manifest
 from opt_ops.contract.manifest import CheckpointError
-from tests.trainer.harness import REPOSITORY, Ranks
+from tests.trainer.forked import FORKS
+from tests.trainer.harness import REPOSITORY, Ranks, finish
 from tests.trainer.test_checkpoint import Training
 from trainer.checkpoint import mirror
 from trainer.checkpoint.content import examine
@@ -147,8 +147,8 @@ def test_a_stale_save_is_not_committed(ranks: Ranks, tmp_path: Path) -> None:
 
 
 def verify(*paths: Path | str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trainer.checkpoint", "verify", *map(str, paths)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    command = FORKS.run("trainer.checkpoint", ["verify", *map(str, paths)], REPOSITORY, os.environ)
+    return finish([command])[0]
 
 
 def test_the_command_says_what_is_wrong_by_word_and_exit_code(copy: Path) -> None:

@@ -96,7 +96,15 @@ def damaged_copy(model: OPT, checksums: Checksums) -> torch.Tensor | None:
 REPLICAS = "parallel.replicas=2"
 
 
-@pytest.mark.parametrize(("dp", "tp", "changes"), [(1, 1, ()), (3, 1, ()), (2, 2, ()), (4, 1, (REPLICAS,))])
+@pytest.mark.parametrize(
+    ("dp", "tp", "changes"),
+    [
+        pytest.param(1, 1, (), marks=pytest.mark.soak),
+        pytest.param(3, 1, (), marks=pytest.mark.soak),
+        (2, 2, ()),
+        (4, 1, (REPLICAS,)),
+    ],
+)
 def test_ranks_that_are_well_agree(ranks: Ranks, dp: int, tp: int, changes: tuple[str, ...]) -> None:
     for verdicts in ranks(dp * tp, damaged_training, dp, tp, "none", 0, *changes):
         assert verdicts == (ChecksumVerdict(), None, ChecksumVerdict(), None, ChecksumVerdict())
@@ -105,7 +113,7 @@ def test_ranks_that_are_well_agree(ranks: Ranks, dp: int, tp: int, changes: tupl
 @pytest.mark.parametrize(
     ("dp", "tp", "changes", "damage", "rank", "named", "certain"),
     [
-        (1, 1, (), SHARDS, 0, (0,), True),
+        pytest.param(1, 1, (), SHARDS, 0, (0,), True, marks=pytest.mark.soak),
         (2, 2, (), SHARDS, 2, (2,), True),
         (3, 1, (), GATHERED, 2, (2,), True),
         (2, 1, (), GATHERED, 1, (0, 1), False),

@@ -4,8 +4,6 @@ import re
 import signal
 from pathlib import Path
 
-import pytest
-
 from opt_ops.contract import manifest
 from tests.trainer.harness import finish, settings, start, telemetry, wait_for, waits
 from tests.trainer.test_train import arguments, wait_for_step
@@ -53,11 +51,8 @@ def dumps(folder: Path, rank: int) -> list[str]:
 
 
 def test_sigusr2_dumps_the_stacks_of_a_rank_that_is_blocked_in_a_collective(text: Path, tmp_path: Path) -> None:
-    was = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited, as from an agent that protects what it starts
-    try:
-        ranks = start(2, *arguments(tmp_path, text, "a1", *ENDLESS), fresh=True)
-    finally:
-        signal.signal(signal.SIGUSR2, was)
+    # Ignored as if inherited from an agent that protects what it starts.
+    ranks = start(2, *arguments(tmp_path, text, "a1", *ENDLESS), ignored=(signal.SIGUSR2,))
     wait_for_step(tmp_path / "a1", 3)
     ranks[1].send_signal(signal.SIGSTOP)
     wait_for(lambda: waits(ranks[0]), "rank 0 does not wait for a stopped peer")

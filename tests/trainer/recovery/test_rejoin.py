@@ -14,7 +14,7 @@ from opt_ops.contract.membership import joining
 from tests.trainer.harness import telemetry
 from tests.trainer.recovery.attempt import Attempt
 
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,14 @@ def weights(checkpoints: Path) -> dict[str, bytes]:
 def test_ranks_are_killed_at_every_place_of_a_step(begin: Callable[..., Attempt], twin: Attempt) -> None:
     """Rank 0 comes last: its replacement takes older drills for done."""
     attempt = begin(7)
-    places = [(1, "forward", 6), (2, "backward", 11), (1, "measure", 16), (2, "update", 21), (1, "copy", 26)]
-    attempt.drill(*places, (2, "confirm", 31), (0, "backward", 36))
+    places = [(1, "forward", 4), (2, "backward", 7), (1, "measure", 10), (2, "update", 13), (1, "copy", 16)]
+    attempt.drill(*places, (2, "confirm", 19), (0, "backward", 22))
     attempt.keep_alive()
     require_same(attempt, twin, 0, 1, 2)
     assert attempt.generation == 8
     *steps, confirm, last = [entry["step"] for entry in attempt.joined]
-    assert (steps, last) == ([5, 10, 15, 20, 25], 35)  # a step whose copies are not all sent is made again
-    assert confirm in (30, 31), "the copies were sent, so all may have them although nobody has confirmed it"
+    assert (steps, last) == ([3, 6, 9, 12, 15], 21)  # a step whose copies are not all sent is made again
+    assert confirm in (18, 19), "the copies were sent, so all may have them although nobody has confirmed it"
 
 
 def test_a_rank_and_its_replacement_are_lost(begin: Callable[..., Attempt], twin: Attempt) -> None:
