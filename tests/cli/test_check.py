@@ -11,13 +11,22 @@ from typing import Any
 import pytest
 
 from opt_ops.runfolder.journal import Journal
+from tests.commands import opt_ops
 from tests.core.story import Story
 from tests.fake_nvml.build import FakeDriver
 
 
 def check(folder: Path, *options: str, code: int) -> str:
+    """Of a new interpreter, since the environment of its start says which driver is loaded."""
     command = [sys.executable, "-m", "opt_ops", "node", "check", *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    return said_by(subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240), code)
+
+
+def check_without_driver(folder: Path, *options: str, code: int) -> str:
+    return said_by(opt_ops(folder, "node", "check", *options), code)
+
+
+def said_by(done: subprocess.CompletedProcess[str], code: int) -> str:
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
@@ -60,9 +69,11 @@ def test_json_has_every_finding_with_its_evidence(tmp_path: Path, driver: FakeDr
 
 
 def test_a_mistake_is_unknown_and_never_critical(tmp_path: Path):
-    assert check(tmp_path, "--fly", code=3).startswith("UNKNOWN - opt-ops node check: No such option: --fly")
+    assert check_without_driver(tmp_path, "--fly", code=3).startswith(
+        "UNKNOWN - opt-ops node check: No such option: --fly"
+    )
     (tmp_path / "opt-ops.toml").write_text("[health]\ngpus = 8\n")
-    assert "health.gpus: unknown key" in check(tmp_path, code=3)
+    assert "health.gpus: unknown key" in check_without_driver(tmp_path, code=3)
 
 
 def test_gpus_that_are_missed_and_gpus_that_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -86,10 +97,10 @@ def test_nodes_on_which_an_attempt_runs_are_not_burnt_in(tmp_path: Path):
     journal = Journal(tmp_path / "runs" / "12" / "journal")
     for entry in Story().training(100).entries:
         journal.append(journal.stamp(entry.event, entry.ts))
-    refused = check(tmp_path, "--lineage", "12", "--burn-in", code=3)
+    refused = check_without_driver(tmp_path, "--lineage", "12", "--burn-in", code=3)
     assert "attempt 12.00-a0 runs on these nodes; a burn-in would disturb it" in refused
-    assert "does not hold n9; it holds n1, n2, n3" in check(tmp_path, "n9", "--lineage", "12", code=3)
-    assert check(tmp_path, "--lineage", "12", code=0).endswith(" - 3 nodes, 0 GPUs\n")
+    assert "does not hold n9; it holds n1, n2, n3" in check_without_driver(tmp_path, "n9", "--lineage", "12", code=3)
+    assert check_without_driver(tmp_path, "--lineage", "12", code=0).endswith(" - 3 nodes, 0 GPUs\n")
 
 
 def test_gpus_in_use_are_not_burnt_in(tmp_path: Path, driver: FakeDriver):
@@ -122,7 +133,7 @@ def test_nodes_of_a_slurm_job_are_read_and_burnt_in_by_srun(tmp_path: Path, monk
     """A stand-in for srun: what is tested is what we ask of it, and what becomes of the answers."""
     (tmp_path / "opt-ops.toml").write_text("scheduler = 'slurm'\n")
     asked = ("n1", "n2", "--burn-in", "--seconds", "80", "--drill", "n2:bad-memory", "-o", "json")
-    assert "no job holds these nodes" in check(tmp_path, *asked[:-2], code=3)
+    assert "no job holds these nodes" in check_without_driver(tmp_path, *asked[:-2], code=3)
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text(SRUN.format(python=sys.executable))
