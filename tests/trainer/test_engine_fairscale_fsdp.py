@@ -31,7 +31,7 @@ from trainer.step.step import advanced, forward_backward, measure
 
 pytest.importorskip("fairscale", reason="needs fairscale (opt-ops[fairscale])")
 
-SAVED, STEPS = 3, 6
+SAVED, STEPS = 2, 4
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def broken(ranks: Ranks, layout: str, every: int = 1, most: int = 0, *more: str)
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_step_that_is_broken_off_anywhere_is_made_again_to_the_bit(ranks: Ranks, layout: str) -> None:
-    every = {"dp": 1, "tp": 6}.get(layout, 2)
+    every = {"dp": 1, "tp": 9}.get(layout, 3)
     for rank in broken(ranks, layout, every):
         assert len(rank["errors"]) >= LAYOUTS[layout][2] // every - 1
         assert rank["history"], "losses and gradient norms"
@@ -97,8 +97,8 @@ def test_compiled_layers_stay_compiled(backend: str) -> None:
         assert rank["same"]
 
 
-def test_twenty_recoveries_leave_nothing_behind(ranks: Ranks) -> None:
-    for rank in ranks(2, recovered_often, build(2, 1, *ONE_LAYER), ports(), 20):
+def test_recoveries_leave_nothing_behind(ranks: Ranks) -> None:
+    for rank in ranks(2, recovered_often, build(2, 1, *ONE_LAYER), ports(), 6):
         for what, counts in rank.items():
             assert counts[-1] <= counts[1], what
 
