@@ -100,7 +100,10 @@ def test_it_goes_on_from_its_own_checkpoint_to_the_last_bit(ranks: Ranks, tmp_pa
     assert ranks(4, losses, "fsdp", 2, 2, tmp_path, load=True) == [rank[SAVED:] for rank in whole]
 
 
-@pytest.mark.parametrize(("source", "target"), [("fsdp", "fsdp2"), ("fsdp2", "fsdp"), ("fairscale", "fsdp")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("fsdp", "fsdp2"), ("fsdp2", "fsdp"), pytest.param("fairscale", "fsdp", marks=pytest.mark.soak)],
+)
 def test_each_engine_goes_on_from_the_others_checkpoint_in_another_layout(
     ranks: Ranks, tmp_path: Path, expected: list[float], source: str, target: str
 ) -> None:

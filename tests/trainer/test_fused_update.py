@@ -19,7 +19,7 @@ from trainer.step.measured import Progress
 from trainer.step.rank_inputs import StepInputs
 from trainer.step.step import advanced, forward_backward, measure
 
-UPDATES = 10
+UPDATES = 6
 pytestmark = pytest.mark.skipif(adamw.cannot_run(torch.device("cpu")) is not None, reason="no g++")
 
 
@@ -60,7 +60,7 @@ def worst(found: dict[str, Any], expected: dict[str, Any]) -> float:
     )
 
 
-@pytest.mark.parametrize(("dp", "tp"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize(("dp", "tp"), [pytest.param(1, 1, marks=pytest.mark.soak), (2, 1), (1, 2)])
 def test_updates_agree_with_torch_and_tell_their_norms(ranks: Ranks, dp: int, tp: int) -> None:
     expected, norms = ranks(dp * tp, updates, dp, tp, range(0))[0]
     found, told = ranks(dp * tp, updates, dp, tp, range(1, UPDATES + 1))[0]
@@ -71,7 +71,7 @@ def test_updates_agree_with_torch_and_tell_their_norms(ranks: Ranks, dp: int, tp
 def test_it_may_be_switched_on_and_off_in_a_run(ranks: Ranks) -> None:
     """The count of updates is that of the optimizer, whoever does them."""
     expected, norms = ranks(1, updates, 1, 1, range(0))[0]
-    for part in (range(5, UPDATES + 1), range(1, 6)):
+    for part in (range(4, UPDATES + 1), range(1, 4)):
         found, told = ranks(1, updates, 1, 1, part)[0]
         assert worst(found, expected) < 1e-5
         assert told == pytest.approx(norms, rel=1e-4)
@@ -107,21 +107,22 @@ def test_an_update_that_the_device_forbids_changes_nothing_and_does_not_count() 
 
 def test_a_run_goes_on_with_and_without_kernels(text: Path, tmp_path: Path) -> None:
     """``python -m trainer`` with kernels=on, and resumes with on and off, agree with a run without kernels."""
-    common = settings(*SMALL, "data.global_batch=2", "model.num_layers=1", "checkpoint_every=2")
+    common = settings(*SMALL, "data.global_batch=2", "data.seq_len=8", "model.num_layers=1", "checkpoint_every=1")
+    interpreted = {"on": {"TRITON_INTERPRET": "1"}, "off": {}}
 
     def run(name: str, kernels: str, steps: int, *more: str | Path) -> list[float]:
         run_dir, checkpoints = tmp_path / name, tmp_path / f"{name}-checkpoints"
         (done,) = train(
             0, "--recipe", "opt-tiny", "--run-dir", run_dir, "--checkpoint-dir", checkpoints, "--data", text, *common,
-            *settings(f"kernels={kernels}", f"steps={steps}"), *more, TRITON_INTERPRET="1",
+            *settings(f"kernels={kernels}", f"steps={steps}"), *more, **interpreted[kernels],
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         ran = json.loads((run_dir / "config.json").read_text())["kernels"]["adamw"]
         assert ran == ("fused" if kernels == "on" else "reference: kernels=off")
         return [line["loss"] for line in telemetry(run_dir)]
 
-    expected = run("off", "off", 4)
-    assert run("on", "on", 2) == pytest.approx(expected[:2], abs=1e-5)
+    expected = run("off", "off", 3)
+    assert run("on", "on", 1) == pytest.approx(expected[:1], abs=1e-5)
     for kernels, saved in (("off", "on"), ("on", "off")):
-        path = tmp_path / f"{saved}-checkpoints" / "step-00000002"
-        assert run(f"resumed-{kernels}", kernels, 4, "--resume", path) == pytest.approx(expected[2:], abs=1e-5)
+        path = tmp_path / f"{saved}-checkpoints" / "step-00000001"
+        assert run(f"resumed-{kernels}", kernels, 3, "--resume", path) == pytest.approx(expected[1:], abs=1e-5)

@@ -33,7 +33,7 @@ def updates(dp: int, tp: int, *changes: str) -> tuple[list[dict[str, float]], li
     engine, data, progress = engine_of(recipe), samples(recipe), Progress()
     found, expected = [], []
     scale = 8.0 if recipe.precision == "fp16" else None
-    for step in range(1, 6):
+    for step in range(1, 4):
         shares = forward_backward(engine, data, recipe, progress, scale)
         measured = measure(engine, shares, StepInputs(), update_norms=step > 1)
         found.append(dict(measured.block_unorms))
@@ -63,7 +63,7 @@ def test_the_norm_of_an_update_is_what_it_took_from_the_weights(ranks: Ranks, dp
     if change == "engine=fairscale":
         pytest.importorskip("fairscale", reason="needs fairscale (opt-ops[fairscale])")
     for found, expected in ranks(dp * tp, updates, dp, tp, change):
-        assert len(found) == 4
+        assert len(found) == 2
         for one, other in zip(found, expected, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
 
