@@ -13,7 +13,7 @@ from tests.trainer.harness import settings, telemetry, train
 
 pytest.importorskip("triton", reason="needs triton")
 
-STEPS = int(os.environ.get("KERNEL_STEPS", "20"))
+STEPS = int(os.environ.get("KERNEL_STEPS", "8"))
 SAVED, MORE = STEPS // 2, STEPS // 4
 TINY = (
     "model.num_layers=2",

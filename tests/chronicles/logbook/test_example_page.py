@@ -13,23 +13,31 @@ EXAMPLE = Path(__file__).parents[3] / "chronicles" / "examples" / "opt-175b" / "
 TALLEST = 60_000  # pixels on a phone: operator-experience.md, part 10
 
 
-def opened(browser: Any, width: int, height: int, anchor: str = "") -> Any:
-    page = browser.new_page(viewport={"width": width, "height": height})
+@pytest.fixture(scope="module")
+def example(browser: Any) -> Any:
+    """The page, opened once: that takes longer than all that is looked at."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(180_000)
-    page.goto(EXAMPLE.as_uri() + anchor)
+    page.goto(EXAMPLE.as_uri())
     return page
 
 
-def test_it_is_short_enough_for_a_phone_and_nothing_scrolls_sideways(browser: Any):
-    page = opened(browser, 390, 844)
+def sized(page: Any, width: int, height: int) -> Any:
+    page.set_viewport_size({"width": width, "height": height})
+    page.wait_for_function("width => innerWidth === width", arg=width)
+    return page
+
+
+def test_it_is_short_enough_for_a_phone_and_nothing_scrolls_sideways(example: Any):
+    page = sized(example, 390, 844)
     assert page.evaluate("document.documentElement.scrollHeight") <= TALLEST
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("getComputedStyle(document.querySelector('.simulated')).position") == "static"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (760, 900), (390, 844)])
-def test_the_banner_covers_no_heading_that_a_link_leads_to(browser: Any, width: int, height: int):
-    page = opened(browser, width, height)
+def test_the_banner_covers_no_heading_that_a_link_leads_to(example: Any, width: int, height: int):
+    page = sized(example, width, height)
     covered = """anchors => anchors.filter(anchor => {
       location.hash = "#" + anchor;
       dispatchEvent(new HashChangeEvent("hashchange"));
@@ -41,8 +49,8 @@ def test_the_banner_covers_no_heading_that_a_link_leads_to(browser: Any, width: 
     assert page.evaluate(covered, anchors[:3] + anchors[-3:]) == []
 
 
-def test_of_many_incidents_few_are_named_on_the_curves_and_all_are_marked(browser: Any):
-    page = opened(browser, 1280, 900)
+def test_of_many_incidents_few_are_named_on_the_curves_and_all_are_marked(example: Any):
+    page = sized(example, 1280, 900)
     names = page.locator("svg.wide .names a").count()
     ticks = page.locator("svg.wide .tick").count()
     assert 0 < names <= 40
