@@ -33,9 +33,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return render(folder)[1].as_uri()
 
 
-def opened(browser: Any, url: str, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:
+def opened(browser: Any, url: str) -> tuple[Any, list[str]]:
     """A page, and everything that it complained about or asked the network for."""
-    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    context = browser.new_context(viewport={"width": 1280, "height": 844}, color_scheme="light")
     context.set_default_timeout(180_000)
     page = context.new_page()
     noise: list[str] = []
@@ -46,9 +46,22 @@ def opened(browser: Any, url: str, width: int = 1280, scheme: str = "light") -> 
     return page, noise
 
 
+@pytest.fixture(scope="module")
+def looked_at(browser: Any, page_file: str) -> tuple[Any, list[str]]:
+    """One page for all tests that only look at it: to open one takes longer than most of them."""
+    return opened(browser, page_file)
+
+
+def sized(page: Any, width: int) -> Any:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.wait_for_function("width => innerWidth === width", arg=width)
+    return page
+
+
 @pytest.mark.parametrize(("width", "drawing"), [(1280, "wide"), (600, "middle"), (390, "narrow")])
-def test_the_page_fits_is_quiet_and_asks_nobody(browser: Any, page_file: str, width: int, drawing: str):
-    page, noise = opened(browser, page_file, width)
+def test_the_page_fits_is_quiet_and_asks_nobody(looked_at: tuple[Any, list[str]], width: int, drawing: str):
+    page, noise = looked_at
+    sized(page, width)
     assert noise == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     shown = page.eval_on_selector_all(
@@ -59,8 +72,8 @@ def test_the_page_fits_is_quiet_and_asks_nobody(browser: Any, page_file: str, wi
     assert "system-ui" in text, "the curves are set in the page's font"
 
 
-def test_on_a_phone_rows_of_tables_are_blocks_and_nothing_scrolls_sideways(browser: Any, page_file: str):
-    page, _ = opened(browser, page_file, 390)
+def test_on_a_phone_rows_of_tables_are_blocks_and_nothing_scrolls_sideways(looked_at: tuple[Any, list[str]]):
+    page = sized(looked_at[0], 390)
     page.locator("#expand").click()
     wide = """all => all.filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
       .map(e => e.outerHTML.slice(0, 80))"""
@@ -71,9 +84,11 @@ def test_on_a_phone_rows_of_tables_are_blocks_and_nothing_scrolls_sideways(brows
     assert cell.evaluate("e => getComputedStyle(e, '::before').content") == '"Run"'
 
 
-def test_light_and_dark_both_read_well(browser: Any, page_file: str):
+def test_light_and_dark_both_read_well(looked_at: tuple[Any, list[str]]):
+    page = sized(looked_at[0], 1280)
+    papers = set[str]()
     for scheme in ("light", "dark"):
-        page, _ = opened(browser, page_file, scheme=scheme)
+        page.emulate_media(color_scheme=scheme)
         colors = page.evaluate(
             """() => {
               const style = getComputedStyle(document.body);
@@ -85,9 +100,11 @@ def test_light_and_dark_both_read_well(browser: Any, page_file: str):
             }"""
         )
         paper, inks = colors
+        papers.add(paper)
         for name, ink in inks.items():
             wanted = 4.5 if not name.startswith("run-") else 3.0  # WCAG 2.2: text, and lines of a drawing
             assert contrast(ink, paper) >= wanted, (scheme, name, ink, paper)
+    assert len(papers) == 2
 
 
 def contrast(one: str, other: str) -> float:
@@ -117,9 +134,9 @@ def test_links_lead_to_entries_and_back(browser: Any, page_file: str):
     assert noise == []
 
 
-def test_it_prints_on_white(browser: Any, page_file: str):
-    page, _ = opened(browser, page_file, scheme="dark")
-    page.emulate_media(media="print")
+def test_it_prints_on_white(looked_at: tuple[Any, list[str]]):
+    page = sized(looked_at[0], 1280)
+    page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(253, 253, 251)"
     assert not page.locator("nav.beside").is_visible()
     heading = page.locator("article h3").first.evaluate(
@@ -128,6 +145,7 @@ def test_it_prints_on_white(browser: Any, page_file: str):
     assert heading == ["avoid", "avoid"], "no heading at the foot of a sheet"
     assert page.locator(".sheet").evaluate("e => getComputedStyle(e).breakInside") == "avoid"
     assert len(page.pdf()) > 20_000
+    page.emulate_media(media="screen", color_scheme="light")
 
 
 # ---- MLflow --------------------------------------------------------------------------------------------------------
