@@ -47,6 +47,25 @@ def store(empty_store: Path, tmp_path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The chronicle of the recorded lineage."""
+    from chronicles.logbook.render import render
+
+    return render(Path(shutil.copytree(LINEAGE, tmp_path_factory.mktemp("drawn") / "1")))
+
+
+@pytest.fixture
+def drawn_before(drawn: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to MLflow has that chronicle: drawing it takes longer than all the rest."""
+
+    def written(folder: Path, *_: Any) -> list[Path]:
+        (folder / "chronicle").mkdir(exist_ok=True)
+        return drawn
+
+    monkeypatch.setattr("chronicles.mlflow_mirror.sync.write", written)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, without a window. While it is there, nothing else in this process can run an event loop."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from chronicles.logbook.render import render
 from chronicles.mlflow_mirror.experiment_note import SIGNED, MirroredLineage, experiment_note
 from chronicles.mlflow_mirror.store import lineage_lock, serve_command
 from chronicles.mlflow_mirror.sync import sync
@@ -107,6 +106,7 @@ def test_a_lineage_in_mlflow(lineage: Path, store: str):
     assert len(list(kept)) == 3, "beside the store, not below whatever folder the sync ran in"
 
 
+@pytest.mark.usefixtures("drawn_before")
 def test_sending_again_changes_nothing(lineage: Path, store: str):
     sync(lineage, store, "opt-ops")
     before = content(store)
@@ -138,13 +138,12 @@ def deadly_call(real: Callable[..., Any], last: int, deaths: list[str]) -> Calla
     return call
 
 
+@pytest.mark.usefixtures("drawn_before")
 def test_killed_after_any_call_it_goes_on(
     lineage: Path, store: str, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from mlflow import MlflowClient
 
-    files = render(lineage)
-    monkeypatch.setattr("chronicles.mlflow_mirror.sync.write", lambda *_: files)  # drawing takes long
     names = ("create_experiment", "create_run", "log_batch", "set_terminated", "log_artifact")
     names += ("log_inputs", "create_logged_model", "finalize_logged_model")  # in the order of calls
     names += ("set_experiment_tag",)
@@ -155,7 +154,6 @@ def test_killed_after_any_call_it_goes_on(
             sync(lineage, store, "opt-ops")
     assert set(deaths) == set(names)
     sync(lineage, store, "opt-ops")
-    monkeypatch.undo()
     other = f"sqlite:///{shutil.copyfile(empty_store, tmp_path / 'other.db')}"
     sync(lineage, other, "opt-ops")
     assert content(store) == content(other)
@@ -206,6 +204,7 @@ def test_lineages_of_one_number_from_two_places_stay_apart(tmp_path: Path, store
     assert len(held["12.00"]) == 2
 
 
+@pytest.mark.usefixtures("drawn_before")
 def test_a_run_that_someone_deleted_is_made_anew(lineage: Path, store: str):
     from mlflow import MlflowClient
 
@@ -226,6 +225,7 @@ def described(uri: str) -> str:
     return found.tags["mlflow.note.content"]
 
 
+@pytest.mark.usefixtures("drawn_before")
 def test_the_experiment_has_a_front_page_of_all_its_lineages(tmp_path: Path, store: str, lineage: Path):
     from mlflow import MlflowClient
 
@@ -283,6 +283,7 @@ def test_a_lineage_that_nobody_has_started_is_not_sent(tmp_path: Path):
     assert sync(tmp_path, "sqlite:////nowhere/mlflow.db", "opt-ops") == "nothing is journaled yet"
 
 
+@pytest.mark.usefixtures("drawn_before")
 def test_a_deleted_experiment_is_not_written_to(lineage: Path, store: str):
     from mlflow import MlflowClient
 
@@ -293,6 +294,7 @@ def test_a_deleted_experiment_is_not_written_to(lineage: Path, store: str):
     assert "mlflow experiments restore" in caught.value.hint
 
 
+@pytest.mark.usefixtures("drawn_before")
 def test_two_syncs_at_once_are_refused(lineage: Path, store: str):
     with lineage_lock(_chronicle(lineage)), pytest.raises(Unavailable, match="another sync of lineage 1"):
         sync(lineage, store, "opt-ops")
@@ -306,6 +308,7 @@ def _chronicle(folder: Path) -> Path:
 _SOON = 120  # seconds, on a busy machine; MLflow by itself tries for longer
 
 
+@pytest.mark.usefixtures("drawn_before")
 def test_a_server_that_is_down_fails_soon_and_loses_nothing(lineage: Path, store: str):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
