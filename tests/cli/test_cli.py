@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -408,7 +409,10 @@ def test_what_a_log_or_a_note_says_cannot_drive_the_terminal(tmp_path: Path):
     assert "(bold)c(/bold)" in shown
 
 
-def commands() -> Iterator[tuple[str, Any]]:
+@cache
+def commands() -> Mapping[str, Any]:
+    """By their names. They are made once: that takes longer than all else of most tests that ask for them."""
+
     def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         for name, child in getattr(command, "commands", {}).items():
             if hasattr(child, "commands"):
@@ -416,7 +420,7 @@ def commands() -> Iterator[tuple[str, Any]]:
             else:
                 yield " ".join((*path, name)), child
 
-    yield from walk(typer.main.get_command(app), ())
+    return dict(walk(typer.main.get_command(app), ()))
 
 
 # The surface grows by a visible change only.
@@ -440,12 +444,12 @@ signals replay, trainer check, watch, why
 
 
 def test_the_commands_are_known():
-    assert sorted(name for name, _ in commands()) == [name.strip() for name in COMMANDS.split(",")]
+    assert sorted(commands()) == [name.strip() for name in COMMANDS.split(",")]
 
 
-@pytest.mark.parametrize("name", [name for name, _ in commands()])
+@pytest.mark.parametrize("name", list(commands()))
 def test_every_command_has_help_with_an_example(name: str):
-    help_ = dict(commands())[name].help
+    help_ = commands()[name].help
     assert help_
     assert f"opt-ops {name}" in help_.partition("Example")[2]
 
@@ -466,7 +470,7 @@ PAGES = [
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_pages_exist_with_their_options(page: Path):
-    known = dict(commands())
+    known = commands()
     for line in re.findall(r"^\$? ?(opt-ops .*)$|`(opt-ops [^`]*)`", page.read_text(), re.MULTILINE):
         unquoted = re.sub(r'"[^"]*"', '""', line[0] or line[1])  # what is quoted may be another command
         words = unquoted.split("#")[0].split()[1:]
