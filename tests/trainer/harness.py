@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -121,12 +121,12 @@ Rank = subprocess.Popen[str] | Forked
 
 
 def start(
-    world: int, *args: str | Path, fresh: bool = False, ignored: Sequence[int] = (), **variables: str
+    world: int, *args: str | Path, fresh: Collection[int] | None = None, ignored: Sequence[int] = (), **variables: str
 ) -> list[Rank]:
     """Start ``python -m trainer`` on ``world`` ranks; world 0 means alone, without any rank's variables.
 
-    A process with variables of its own is a new interpreter, since modules may read them when they are imported; with
-    ``fresh`` each is, and inherits signals that are blocked here. A process of the fork server has signals ``ignored``.
+    Ranks that are ``fresh`` are new interpreters, and inherit signals that are blocked here. If none are named, all
+    with variables of their own are, since modules may read them when they are imported. Others ignore ``ignored``.
     """
     port = free_port()
     clean = {name: value for name, value in os.environ.items() if name not in environment(0, 1, 0)}
@@ -134,11 +134,8 @@ def start(
     ranks: list[Rank] = []
     for rank in range(world or 1):
         own = clean | (environment(rank, world, port) if world else {}) | variables
-        ranks.append(
-            FORKS.run("trainer", words, REPOSITORY, own, ignored)
-            if not (fresh or variables)
-            else _interpreter(words, own)
-        )
+        new = rank in fresh if fresh is not None else bool(variables)
+        ranks.append(_interpreter(words, own) if new else FORKS.run("trainer", words, REPOSITORY, own, ignored))
     return ranks
 
 

@@ -121,7 +121,7 @@ def test_superseded_during_the_last_save_ends_all_ranks_with_83(text: Path, tmp_
     path = manifest.step_folder(tmp_path / "checkpoints", 4)
     held = tmp_path / "sitecustomize.py"  # Python runs it at its start: the writer waits before the marker
     held.write_text(HELD_BEFORE_THE_MARKER)
-    ranks = start(2, *fenced(tmp_path, text, "steps=4"), "--from-scratch", PYTHONPATH=str(tmp_path))
+    ranks = start(2, *fenced(tmp_path, text, "steps=4"), "--from-scratch", fresh=[0], PYTHONPATH=str(tmp_path))
     wait_for((path / "manifest.json").exists, "no last save")
     name(tmp_path / "fence.json", "1.00-a2")
     held.unlink()

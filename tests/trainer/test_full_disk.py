@@ -84,7 +84,7 @@ def read_until(stream: IO[str] | None, what: str) -> str:
 
 def test_training_goes_on_while_the_disk_is_full_and_says_what_it_could_not_save(text: Path, disk: Path) -> None:
     endless = settings("steps=100000", "checkpoint_every=100000")
-    ranks = start(2, *arguments(disk, text, "a1", *endless), fresh=True)
+    ranks = start(2, *arguments(disk, text, "a1", *endless), fresh=[0])
     wait_for_step(disk / "a1", 3)
     ranks[0].send_signal(signal.SIGUSR1)
     wait_for(lambda: len(manifest.committed(disk / "checkpoints")) == 1, "no checkpoint while there is room")

@@ -31,7 +31,9 @@ def test_requests_during_start_up_are_remembered_and_are_one_save(text: Path, tm
     held = {signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, held)  # inherited: what comes too early for the child waits for it
     try:
-        ranks = start(2, *arguments(tmp_path, text, "a1", *settings("steps=12", "checkpoint_every=100")), fresh=True)
+        ranks = start(
+            2, *arguments(tmp_path, text, "a1", *settings("steps=12", "checkpoint_every=100")), fresh=range(2)
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
     for process in ranks:
@@ -58,6 +60,8 @@ def test_sigusr2_dumps_the_stacks_of_a_rank_that_is_blocked_in_a_collective(text
     wait_for(lambda: waits(ranks[0]), "rank 0 does not wait for a stopped peer")
     steps = len(telemetry(tmp_path / "a1"))
     for count in (1, 2):
+        # faulthandler is not yet there again when the end of its dump is written
+        wait_for(lambda: waits(ranks[0]), "rank 0 does not wait for a stopped peer")
         ranks[0].send_signal(signal.SIGUSR2)
         wait_for(lambda count=count: len(dumps(tmp_path, 0)) == count, f"no dump {count}")
     for dump in dumps(tmp_path, 0):
