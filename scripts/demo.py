@@ -35,7 +35,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from opt_ops.cli.views import EventRows
+from opt_ops.cli.shared.views import EventRows
 from opt_ops.core.detect.point import Point
 from opt_ops.core.events import kind_of
 from opt_ops.core.failures.classes import FailureClass

@@ -106,7 +106,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _configuration_of_no_other_test() -> Iterator[None]:
     """A command that a test runs in its own process leaves no `-c FILE` to the next test."""
     yield
-    if (options := sys.modules.get("opt_ops.cli.options")) is not None:
+    if (options := sys.modules.get("opt_ops.cli.shared.options")) is not None:
         options.settings.config_path, options.settings.debug = None, False
 
 

@@ -1,4 +1,4 @@
-"""The command `opt-ops`. Each module holds one noun; only the modules that the command line needs are imported."""
+"""The command `opt-ops`. Each package or module holds one noun; only those that the command line needs are imported."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ import typer
 import typer.main
 
 from opt_ops import __version__
-from opt_ops.cli.help import HelpContext, TopLevel, for_alias
-from opt_ops.cli.mistakes import for_programs, is_usage_error, say_error, usage_error, with_command
-from opt_ops.cli.options import ConfigOption, DebugOption, settings
-from opt_ops.cli.output import say
-from opt_ops.cli.streams import READER_LEFT, flush_streams, prepare_streams
+from opt_ops.cli.shared.help import HelpContext, TopLevel, for_alias
+from opt_ops.cli.shared.mistakes import for_programs, is_usage_error, say_error, usage_error, with_command
+from opt_ops.cli.shared.options import ConfigOption, DebugOption, settings
+from opt_ops.cli.shared.output import say
+from opt_ops.cli.shared.streams import READER_LEFT, flush_streams, prepare_streams
 from opt_ops.errors import OptOpsError, UsageError
 
 # Noun → the module that holds it, its attribute there, and the modules that add commands to it.
 _NOUNS = {
     "run": (
-        "run",
+        "run.commands",
         "app",
-        ("run_start", "run_fork", "run_control", "run_asking", "run_watch", "run_watch_job", "run_forecast"),
+        ("run.start", "run.fork", "run.control", "run.asking", "run.watch", "run.watch_job", "run.forecast"),
     ),
-    "ckpt": ("ckpt", "app", ()),
-    "node": ("node", "app", ()),
-    "logbook": ("logbook", "logbook", ()),
-    "mlflow": ("logbook", "mlflow", ()),
-    "daemon": ("daemon", "daemon", ()),
+    "ckpt": ("ckpt.commands", "app", ()),
+    "node": ("node.commands", "app", ()),
+    "logbook": ("logbook.commands", "logbook", ()),
+    "mlflow": ("logbook.commands", "mlflow", ()),
+    "daemon": ("daemon.commands", "daemon", ()),
     "drill": ("drill", "app", ()),
     "alerts": ("alerts", "app", ()),
     "signals": ("signals", "app", ()),
     "data": ("data", "app", ()),
     "playbook": ("playbook", "app", ()),
-    "trainer": ("trainer", "app", ()),
-    "campaign": ("campaign", "app", ("campaign_read",)),
+    "trainer": ("trainer.commands", "app", ()),
+    "campaign": ("campaign.commands", "app", ("campaign.read",)),
 }
 _VERBS = {
     "q": ("queue", "queue"),
-    "events": ("run", "events"),
+    "events": ("run.commands", "events"),
     "compare": ("compare", "compare"),
-    "ledger": ("ledger", "ledger"),
+    "ledger": ("ledger.commands", "ledger"),
     "replay": ("replay", "replay"),
     "init": ("init", "init"),
     "doctor": ("doctor", "doctor"),
@@ -57,10 +57,10 @@ _VERBS = {
 }
 # Short spellings of commands of `opt-ops run` → the module and the function.
 _EVERY_DAY = {
-    "watch": ("run_watch", "watch"),
-    "explain": ("run", "explain"),
-    "logs": ("run_watch", "logs"),
-    "note": ("run_control", "note"),
+    "watch": ("run.watch", "watch"),
+    "explain": ("run.commands", "explain"),
+    "logs": ("run.watch", "logs"),
+    "note": ("run.control", "note"),
 }
 _COMPLETE = "_OPT_OPS_COMPLETE"  # the shell's completion sets it to the name of the shell
 _UNICODE_HINT = "give it in the encoding of this locale, or set LC_ALL=C.UTF-8"

@@ -7,8 +7,8 @@ import time
 
 import typer
 
-from opt_ops.cli.options import FormatOption, QuietOption, settings
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.shared.options import FormatOption, QuietOption, settings
+from opt_ops.cli.shared.output import Column, Format, say, show
 from opt_ops.core.text import clock
 from opt_ops.core.values import Severity
 from opt_ops.errors import UsageError

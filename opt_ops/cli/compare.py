@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption, complete_id, lineage_folder, settings
-from opt_ops.cli.output import Column, Format, say, show
-from opt_ops.cli.text_curve import bars
+from opt_ops.cli.shared.options import FormatOption, HeaderOption, QuietOption, complete_id, lineage_folder, settings
+from opt_ops.cli.shared.output import Column, Format, say, show
+from opt_ops.cli.shared.text_curve import bars
 from opt_ops.core.names import lineage_of
 from opt_ops.core.text import printable
 from opt_ops.errors import NotFound, UsageError
@@ -52,7 +52,7 @@ def compare(
     folders = _folders(a, b)
     if mlflow:
         from chronicles.mlflow_mirror.pages import compare_link
-        from opt_ops.cli.logbook import store
+        from opt_ops.cli.logbook.commands import store
 
         print(compare_link(*folders, store()))
         return

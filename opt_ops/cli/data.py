@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opt_ops.cli import trainer_questions
-from opt_ops.cli.options import (
+from opt_ops.cli.shared.options import (
     FormatOption,
     HeaderOption,
     IdArgument,
@@ -19,7 +18,8 @@ from opt_ops.cli.options import (
     require_known,
     settings,
 )
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.shared.output import Column, Format, say, show
+from opt_ops.cli.trainer import questions as trainer_questions
 from opt_ops.contract.manifest import MARKER
 from opt_ops.contract.skip_windows import next_sample
 from opt_ops.core.detect.point import Point

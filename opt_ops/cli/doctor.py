@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.extras import trainer_problem
-from opt_ops.cli.options import (
+from opt_ops.cli.shared.extras import trainer_problem
+from opt_ops.cli.shared.options import (
     FormatOption,
     OptionalIdArgument,
     YesOption,
@@ -22,7 +22,7 @@ from opt_ops.cli.options import (
     lineage_folder,
     settings,
 )
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.shared.output import Column, Format, say, show
 from opt_ops.config import Config, is_installed
 from opt_ops.core.text import printable
 from opt_ops.errors import OptOpsError
@@ -57,7 +57,7 @@ def _repair(folders: list[Path], yes: bool) -> None:
     """Repair journals that cannot be trusted, each after a question."""
     from getpass import getuser
 
-    from opt_ops.cli.requests import confirm
+    from opt_ops.cli.shared.requests import confirm
     from opt_ops.runfolder import repair
 
     for folder in folders:
@@ -253,7 +253,7 @@ def _trainer(config: Config) -> dict[str, Any]:
 
 def _harness(config: Config) -> dict[str, Any]:
     """Whether checkpoints can be evaluated. That is wrong only where the configuration asks for it."""
-    from opt_ops.cli import harness
+    from opt_ops.cli.ckpt import harness
 
     evaluate, prompts = config.evaluate, config.samples.prompts
     wanted = bool(evaluate.tasks or evaluate.every or prompts) or evaluate.python != sys.executable
@@ -270,7 +270,7 @@ def _harness(config: Config) -> dict[str, Any]:
 
 def _engines(config: Config) -> Iterator[dict[str, Any]]:
     """Whether checkpoints can be served. That is wrong only where the configuration names the program."""
-    from opt_ops.cli.engine_programs import engine_program
+    from opt_ops.cli.ckpt.engine_programs import engine_program
 
     named = {"transformers": config.serve.python != sys.executable, "vllm": config.serve.vllm is not None}
     for kind, key in (("transformers", "serve python"), ("vllm", "serve vllm")):

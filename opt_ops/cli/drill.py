@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli.foreseen import FAULT
-from opt_ops.cli.options import (
+from opt_ops.cli.shared.foreseen import FAULT
+from opt_ops.cli.shared.options import (
     ChangedIdArgument,
     Lineage,
     RequestOptions,
@@ -18,7 +18,7 @@ from opt_ops.cli.options import (
     split_id,
     with_request_options,
 )
-from opt_ops.cli.requests import PendingRequest
+from opt_ops.cli.shared.requests import PendingRequest
 from opt_ops.core.values import Fault
 
 _HELP = """Inject a fault, to see that the daemon recovers from it.

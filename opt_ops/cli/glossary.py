@@ -10,8 +10,8 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from opt_ops.cli.options import FormatOption, HeaderOption
-from opt_ops.cli.output import Column, Format, show
+from opt_ops.cli.shared.options import FormatOption, HeaderOption
+from opt_ops.cli.shared.output import Column, Format, show
 from opt_ops.errors import NotFound
 
 

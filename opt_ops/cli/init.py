@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from opt_ops.cli.options import QuietOption
-from opt_ops.cli.output import say
+from opt_ops.cli.shared.options import QuietOption
+from opt_ops.cli.shared.output import say
 from opt_ops.config import FILE, load
 from opt_ops.errors import Refused
 from opt_ops.runfolder.files import write_text

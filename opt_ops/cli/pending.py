@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from opt_ops.cli import proposals
-from opt_ops.cli.options import (
+from opt_ops.cli.shared import proposals
+from opt_ops.cli.shared.options import (
     FormatOption,
     HeaderOption,
     OptionalIdArgument,
@@ -15,8 +15,8 @@ from opt_ops.cli.options import (
     lineage_folder,
     site_lineages,
 )
-from opt_ops.cli.output import Column, Format, say, show
-from opt_ops.cli.views import by_lineage
+from opt_ops.cli.shared.output import Column, Format, say, show
+from opt_ops.cli.shared.views import by_lineage
 from opt_ops.core.values import ProposalStatus
 from opt_ops.runfolder import lineages
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from opt_ops.cli.options import FormatOption, HeaderOption, IdArgument, QuietOption, lineage_folder, settings
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.shared.options import FormatOption, HeaderOption, IdArgument, QuietOption, lineage_folder, settings
+from opt_ops.cli.shared.output import Column, Format, say, show
 from opt_ops.core.state.fold import replay
 from opt_ops.core.text import printable
 from opt_ops.errors import NotFound, OptOpsError

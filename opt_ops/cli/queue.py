@@ -12,9 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
-from opt_ops.cli import views
-from opt_ops.cli.options import FormatOption, HeaderOption, leave_if_unreadable, settings, site_lineages, watch_now
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.shared import views
+from opt_ops.cli.shared.options import (
+    FormatOption,
+    HeaderOption,
+    leave_if_unreadable,
+    settings,
+    site_lineages,
+    watch_now,
+)
+from opt_ops.cli.shared.output import Column, Format, say, show
 from opt_ops.config import FILE, locate
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import printable

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.shared.options import FormatOption, HeaderOption, QuietOption
+from opt_ops.cli.shared.output import Column, Format, say, show
 from opt_ops.config import is_installed
 from opt_ops.core.text import age
 from opt_ops.errors import Unavailable, UsageError

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opt_ops.cli.curve_files.read import CurveFile
-from opt_ops.cli.options import FormatOption, HeaderOption, QuietOption, settings
-from opt_ops.cli.output import Column, Format, say, show
+from opt_ops.cli.shared.options import FormatOption, HeaderOption, QuietOption, settings
+from opt_ops.cli.shared.output import Column, Format, say, show
 from opt_ops.core.failures.classify_exit import blame
 from opt_ops.core.values import Action, Tier
 from opt_ops.errors import NotFound, UsageError

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from opt_ops.cli import views
-from opt_ops.cli.options import FormatOption, IdArgument, Lineage, lineage_folder, require_known, watch_now
-from opt_ops.cli.output import Column, Format, show, wrapped
+from opt_ops.cli.shared import views
+from opt_ops.cli.shared.options import FormatOption, IdArgument, Lineage, lineage_folder, require_known, watch_now
+from opt_ops.cli.shared.output import Column, Format, show, wrapped
 from opt_ops.core import events as e
 from opt_ops.core.state.model import State
 from opt_ops.core.state.queries import open_proposals

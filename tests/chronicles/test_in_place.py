@@ -16,7 +16,7 @@ from chronicles.record import LineageRecord, load
 from chronicles.report.build import build
 from chronicles.report.encode import explanation, incident_row, lineage
 from chronicles.report.model import LineageReport
-from opt_ops.cli.explain_lines import explanation_lines
+from opt_ops.cli.run.explain_lines import explanation_lines
 from opt_ops.core import events as e
 from opt_ops.core.health.lemons import parts
 from opt_ops.core.values import Severity

@@ -648,7 +648,7 @@ def test_doctor_looks_at_journals_clocks_and_servers(site: Path, tmp_path: Path)
 
 
 def test_a_sparkline_keeps_peaks_and_shows_what_is_not_finite():
-    from opt_ops.cli.text_curve import sparkline
+    from opt_ops.cli.shared.text_curve import sparkline
 
     assert sparkline([1.0] * 50 + [9.0] + [1.0] * 49, 10) == "▁▁▁▁▁█▁▁▁▁"
     assert sparkline([1.0, None, 2.0], 10) == "▁×█"
@@ -656,7 +656,7 @@ def test_a_sparkline_keeps_peaks_and_shows_what_is_not_finite():
 
 
 def test_completion_knows_lineages_and_runs(site: Path, monkeypatch: pytest.MonkeyPatch):
-    from opt_ops.cli.options import complete_id
+    from opt_ops.cli.shared.options import complete_id
 
     monkeypatch.chdir(site)
     assert complete_id("12") == ["12", "12.00", "12.01"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli.checkpoints import Named
-from opt_ops.cli.conversions import KEPT, converted
-from opt_ops.cli.options import Lineage
+from opt_ops.cli.ckpt.checkpoints import Named
+from opt_ops.cli.ckpt.conversions import KEPT, converted
+from opt_ops.cli.shared.options import Lineage
 from opt_ops.config import TrainerCommand
 from opt_ops.contract.manifest import digest
 from opt_ops.core.values import Checkpoint

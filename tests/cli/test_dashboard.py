@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from opt_ops.cli import dashboard
-from opt_ops.cli.text_curve import curve
-from opt_ops.cli.watched import Watched
+from opt_ops.cli.run import dashboard
+from opt_ops.cli.shared.text_curve import curve
+from opt_ops.cli.shared.watched import Watched
 from opt_ops.core import events as e
 from opt_ops.core.values import AllocationStatus
 from opt_ops.runfolder.journal import Journal

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli.start_checks import corpus
+from opt_ops.cli.run.start_checks import corpus
 from opt_ops.errors import UsageError
 
 

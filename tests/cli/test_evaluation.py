@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli import ckpt_evaluate, evaluation_answers, evaluation_results, evaluation_samples, harness
-from opt_ops.cli.checkpoints import Named
-from opt_ops.cli.evaluation_tasks import GROUPS, wanted
-from opt_ops.cli.options import Lineage
+from opt_ops.cli.ckpt import evaluate as ckpt_evaluate
+from opt_ops.cli.ckpt import evaluation_answers, evaluation_results, evaluation_samples, harness
+from opt_ops.cli.ckpt.checkpoints import Named
+from opt_ops.cli.ckpt.evaluation_tasks import GROUPS, wanted
+from opt_ops.cli.shared.options import Lineage
 from opt_ops.config import Config, load
 from opt_ops.contract.manifest import MARKER
 from opt_ops.core.events import CheckpointEvaluated, CheckpointSampled
@@ -179,7 +180,7 @@ def test_paths_of_the_configuration_are_relative_to_it(tmp_path: Path):
 def test_an_evaluation_takes_only_gpus_that_nobody_uses(tmp_path: Path, nvml_library: Path):
     driver = FakeDriver(tmp_path, gpus=3, library=nvml_library)
     driver.set(1, processes="4711:1000000")
-    code = "from opt_ops.cli import harness; print(harness._gpus())"
+    code = "from opt_ops.cli.ckpt import harness; print(harness._gpus())"
 
     def seen(**environment: str) -> dict[str, str]:
         outer = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}

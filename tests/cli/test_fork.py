@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opt_ops.cli.run_fork import _arguments
+from opt_ops.cli.run.fork import _arguments
 from opt_ops.core import events as e
 from opt_ops.core.schedule import expected_lr
 from opt_ops.core.values import Checkpoint, LrFactor

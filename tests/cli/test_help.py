@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opt_ops.cli import adapted, build
-from opt_ops.cli.help import RunCommands, TopLevel, folded
+from opt_ops.cli.shared.help import RunCommands, TopLevel, folded
 
 COMMAND: Any = adapted(build())
 EVERY_DAY = ["q", "watch", "explain", "why", "logs", "note", "events", "doctor"]

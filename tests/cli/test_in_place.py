@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli import node as node_commands
-from opt_ops.cli import views
-from opt_ops.cli.options import Lineage
-from opt_ops.cli.preview import preview
+from opt_ops.cli.node import commands as node_commands
+from opt_ops.cli.shared import views
+from opt_ops.cli.shared.options import Lineage
+from opt_ops.cli.shared.preview import preview
 from opt_ops.config import Config, Recovery
 from opt_ops.core import events as e
 from opt_ops.core.events import Entry

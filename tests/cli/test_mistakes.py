@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_ops.cli.mistakes import for_programs
+from opt_ops.cli.shared.mistakes import for_programs
 from opt_ops.core import events as e
 from opt_ops.core.values import Outcome
 from tests.commands import opt_ops

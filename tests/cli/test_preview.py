@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from opt_ops.cli import node
-from opt_ops.cli.foreseen import Loss
+from opt_ops.cli.node import commands as node
+from opt_ops.cli.shared.foreseen import Loss
 from opt_ops.runfolder import lineages
 from tests.cli.test_cli import told
 

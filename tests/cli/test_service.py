@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from opt_ops.cli.daemon import _drop_job_environment, _is_daemon
+from opt_ops.cli.daemon.commands import _drop_job_environment, _is_daemon
 from opt_ops.runfolder.files import read_json, write_json
 from tests.e2e.site import until
 from tests.processes import MARK
@@ -177,7 +177,7 @@ def refused(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
 
 
 def test_a_daemon_that_hangs_is_told_and_not_doubled(site: Path, monkeypatch: pytest.MonkeyPatch):
-    from opt_ops.cli import daemon
+    from opt_ops.cli.daemon import commands as daemon
 
     opt_ops(site, "daemon", "ensure")
     sign = until(lambda: "pid" in (found := sign_of(site)) and found)  # the command may not have waited for it

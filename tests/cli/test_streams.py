@@ -93,7 +93,9 @@ runpy.run_module("opt_ops", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["opt_ops.cli", "typer", "opt_ops.cli.options", "pydantic", "opt_ops.cli.glossary"])
+@pytest.mark.parametrize(
+    "module", ["opt_ops.cli", "typer", "opt_ops.cli.shared.options", "pydantic", "opt_ops.cli.glossary"]
+)
 def test_ctrl_c_is_silent_also_while_the_command_is_imported(tmp_path: Path, module: str):
     process = subprocess.Popen(
         [sys.executable, "-c", STOPS, module], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.cli.output import Column, laid_out, text
+from opt_ops.cli.shared.output import Column, laid_out, text
 from tests.cli.test_cli import told
 
 COLUMNS = [Column("STEP", "step", right=True), Column("NAME", "name"), Column("WHY", "why"), Column("SEEN", "seen")]

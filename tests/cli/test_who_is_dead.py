@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from opt_ops.cli import build, options
+from opt_ops.cli import build
+from opt_ops.cli.shared import options
 from opt_ops.core.state.status import Status
 from opt_ops.errors import OptOpsError
 from opt_ops.laboratory.replay.write_runfolder import write_telemetry

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.cli import daemon_log, wording
 from opt_ops.cli.curve_files.read import CurveFile
-from opt_ops.cli.output import signs_of_life
+from opt_ops.cli.daemon import log as daemon_log
+from opt_ops.cli.shared import wording
+from opt_ops.cli.shared.output import signs_of_life
 from tests.cli.test_cli import told
 from tests.commands import opt_ops
 from tests.e2e.stub_trainer import telemetry
@@ -126,7 +127,8 @@ def test_a_suggestion_that_is_missing_says_why(site: Path):
 def test_a_whole_suggestion_says_nothing_more(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from opt_ops.cli import run, views
+    from opt_ops.cli.run import commands as run
+    from opt_ops.cli.shared import views
     from opt_ops.runfolder import lineages
 
     known = views.suggestion(site / "runs" / "12", lineages.state(site / "runs" / "12"), 15.0, time.time())

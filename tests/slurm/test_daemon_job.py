@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from opt_ops.cli.daemon_units import job_name
+from opt_ops.cli.daemon.units import job_name
 from opt_ops.core import events as e
 from opt_ops.core.state.status import Status
 from opt_ops.runfolder.files import read_json

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from opt_ops.cli.trainer import check as trainer_command
+from opt_ops.cli.trainer.commands import check as trainer_command
 from opt_ops.errors import UsageError
 from opt_ops.trainer_check.check import check
 from opt_ops.trainer_check.promises import PROMISES

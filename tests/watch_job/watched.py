@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from opt_ops.cli import build, run_watch_job
-from opt_ops.cli.options import settings
+from opt_ops.cli import build
+from opt_ops.cli.run import watch_job as run_watch_job
+from opt_ops.cli.shared.options import settings
 from opt_ops.errors import OptOpsError
 from opt_ops.runfolder import lineages
 

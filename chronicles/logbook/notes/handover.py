@@ -30,7 +30,7 @@ from opt_ops.core.values import Driver, Tier, Verdict
 _INTERNAL = {"key": ""}  # no field of JSON
 _DAY = 24 * 3600.0
 _FEW = 2  # actions left of a retry budget: so few are worth a line
-_OPEN_STEPS = 100  # as in opt_ops.cli.standing: an alert that came to nothing is over by then
+_OPEN_STEPS = 100  # as in opt_ops.cli.shared.standing: an alert that came to nothing is over by then
 _OPEN_SECONDS = 600.0  # at least
 
 

@@ -11,7 +11,7 @@ from chronicles.logbook.story.afterthoughts import afterthoughts, journaled_only
 from chronicles.logbook.story.model import Afterthought, Judged, Later
 from chronicles.record import load
 from chronicles.report.build import build
-from opt_ops.cli.explain_lines import explanation_lines
+from opt_ops.cli.run.explain_lines import explanation_lines
 from opt_ops.core import events as e
 from opt_ops.core.values import Action, Checkpoint, Driver, Outcome, ProposalStatus, Tier, Verdict
 from tests.chronicles.told import Told, falling

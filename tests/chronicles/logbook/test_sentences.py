@@ -11,7 +11,7 @@ from chronicles.logbook.front_page import front_page
 from chronicles.record import load
 from chronicles.report.build import build
 from chronicles.wording import evidence
-from opt_ops.cli.explain_lines import explanation_lines
+from opt_ops.cli.run.explain_lines import explanation_lines
 from opt_ops.core import events as e
 from opt_ops.core.values import AllocationStatus
 from tests.chronicles.eventful import eventful

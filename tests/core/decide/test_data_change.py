@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opt_ops.cli import preview as dry_run
+from opt_ops.cli.shared import preview as dry_run
 from opt_ops.config import Config
 from opt_ops.contract.data_since import CAPABILITY
 from opt_ops.core import events as e

@@ -144,9 +144,9 @@ ALLOWED = {
     ("trainer/burn_in.py", "hang"),  # a drill of the burn-in
     ("opt_ops/laboratory/replay/trace.py", "unknown"),  # a field that the record leaves open
     ("opt_ops/cli/curve_files/columns.py", "gradient_norm"),  # a column of other tools' exports
-    ("opt_ops/cli/standing.py", "suspended"),  # what is wrong with a lineage now
-    ("opt_ops/cli/daemon.py", "unknown"),  # a field that the file does not have
-    ("opt_ops/cli/node_ledger.py", "unknown"),  # a GPU without a serial number
+    ("opt_ops/cli/shared/standing.py", "suspended"),  # what is wrong with a lineage now
+    ("opt_ops/cli/daemon/commands.py", "unknown"),  # a field that the file does not have
+    ("opt_ops/cli/node/ledger.py", "unknown"),  # a GPU without a serial number
     ("chronicles/logbook/story/words.py", "hang"),  # the noun of people, beside the class
     ("chronicles/logbook/story/words.py", "preemption"),  # the same
     ("chronicles/publish/redact.py", "operator"),  # an author that is nobody
