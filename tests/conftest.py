@@ -87,6 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Workers take the files in this order. If those on a Slurm came together, the processors would wait with them. Of
     those that wait, the longest come first, so that at the end no worker has a long one alone.
     """
+    if elsewhere := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"another name in each worker, so none would run; give ids: {elsewhere}")
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)

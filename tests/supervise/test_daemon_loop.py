@@ -154,7 +154,9 @@ def test_no_strange_entry_of_the_runs_folder_hides_a_lineage_or_a_campaign(
     assert "failed" not in caplog.text
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=str)
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "folder", "link"]
+)
 def test_what_is_no_file_in_the_folder_of_a_campaign_holds_up_neither_another_one_nor_a_lineage(
     daemon: Daemon, make: Callable[[Path], None]
 ):
