@@ -33,9 +33,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return render(folder)[1].as_uri()
 
 
-def opened(browser: Any, url: str) -> tuple[Any, list[str]]:
+def opened(browser: Any, url: str, width: int = 1280) -> tuple[Any, list[str]]:
     """A page, and everything that it complained about or asked the network for."""
-    context = browser.new_context(viewport={"width": 1280, "height": 844}, color_scheme="light")
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme="light")
     context.set_default_timeout(180_000)
     page = context.new_page()
     noise: list[str] = []
