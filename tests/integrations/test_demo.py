@@ -1,7 +1,7 @@
 """`make demo TRAINER=…`: the drills of the demo on other trainers, under the real daemon and agents.
 
-In every run, Hugging Face's and Lightning's have a drill or two; e2e/test_contract_trainer.py has a loop of one's own.
-`make soak` has all drills, transformers' default schedule, and the loop in plain PyTorch.
+In every run, Hugging Face's has two drills; e2e/test_contract_trainer.py has a loop of one's own. `make soak` has all
+drills, transformers' default schedule, Lightning's trainer, and the loop in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ DEMO = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
     "environment",
     [
         pytest.param({"SCHEDULE": "cosine", "DRILLS": "xid,lr"}, id="cosine"),
-        pytest.param({"TRAINER": "lightning", "DRILLS": "kill-rank"}, id="lightning"),
         pytest.param({"SCHEDULE": "cosine"}, id="cosine-all", marks=pytest.mark.soak),
         pytest.param(TWO, id="linear", marks=pytest.mark.soak),
         pytest.param(TWO | {"TRAINER": "pytorch"}, id="pytorch-two", marks=pytest.mark.soak),

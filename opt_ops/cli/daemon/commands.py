@@ -39,7 +39,7 @@ from opt_ops.runfolder.liveness import (
 )
 from opt_ops.runfolder.liveness import is_daemon as _is_daemon
 
-_START_SECONDS = 30.0
+_START_SECONDS = 180.0  # of a busy machine; who ends is told at once
 _END_SECONDS = 30.0  # a tick may be waiting for the scheduler
 
 # Slurm sets the first for a job; the second name the cluster itself.
