@@ -8,37 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from opt_ops.core.detect.point import Point
 from opt_ops.core.state.attempts import Attempt
 
 
+class Update(Protocol):
+    """What is asked of a line of telemetry here."""
+
+    @property
+    def step(self) -> int: ...  # noqa: D102
+
+    @property
+    def finite(self) -> bool: ...  # noqa: D102
+
+
+U = TypeVar("U", bound=Update)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptCurve:
+class CurveOf(Generic[U]):
     """What one attempt trained, and which of it later attempts discarded."""
 
     attempt: str
     run: str
     start: int  # the step it resumed from; 0: from scratch
-    points: Sequence[Point]  # steps rise
+    points: Sequence[U]  # steps rise
     discarded: tuple[tuple[int, str], ...]  # (step, attempt): that attempt discarded all updates after step; steps fall
 
     def discarded_by(self, step: int) -> str | None:
         """The attempt that discarded the update `step`; None if the update is kept."""
         return next((attempt for limit, attempt in self.discarded if step > limit), None)
 
-    def is_kept(self, point: Point) -> bool:
+    def is_kept(self, point: U) -> bool:
         """Whether this update is part of the present weights: applied, and not discarded."""
         return point.finite and (not self.discarded or point.step <= self.discarded[-1][0])
 
 
-def attempt_curves(attempts: Mapping[str, Attempt], points: Mapping[str, Sequence[Point]]) -> list[AttemptCurve]:
+AttemptCurve = CurveOf[Point]
+
+
+def attempt_curves(attempts: Mapping[str, Attempt], points: Mapping[str, Sequence[U]]) -> list[CurveOf[U]]:
     """One curve for each attempt, in order. `points` are each attempt's telemetry lines, in step order."""
-    first = {name: known[0].step for name, known in points.items() if known}
-    starts = {name: start_of(attempt, first.get(name)) for name, attempt in attempts.items()}
+    starts = {name: _start(attempt, points.get(name, ())) for name, attempt in attempts.items()}
     discarded = discards(starts)
     return [
-        AttemptCurve(
+        CurveOf(
             attempt=name,
             run=attempt.run,
             start=starts[name],
@@ -64,7 +80,7 @@ def discards(starts: Mapping[str, int]) -> dict[str, Sequence[tuple[int, str]]]:
     return found
 
 
-def kept_points(curves: Sequence[AttemptCurve]) -> Iterator[tuple[AttemptCurve, Point]]:
+def kept_points(curves: Sequence[CurveOf[U]]) -> Iterator[tuple[CurveOf[U], U]]:
     """The kept updates: each step once, steps rise."""
     for curve in curves:
         for point in curve.points:
@@ -72,8 +88,7 @@ def kept_points(curves: Sequence[AttemptCurve]) -> Iterator[tuple[AttemptCurve, 
                 yield curve, point
 
 
-def start_of(attempt: Attempt, first_step: int | None) -> int:
-    """The step that an attempt resumed from; `first_step` is that of its telemetry."""
+def _start(attempt: Attempt, points: Sequence[Update]) -> int:
     resumed = attempt.checkpoint.step if attempt.checkpoint else 0
     # Telemetry outranks the request: a trainer that resumed earlier than requested discarded more.
-    return resumed if first_step is None else min(resumed, first_step - 1)
+    return min(resumed, points[0].step - 1) if points else resumed

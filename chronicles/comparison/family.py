@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from chronicles.kept_curve import discards, start_of
+from chronicles.kept_curve import CurveOf, attempt_curves, kept_points
 from chronicles.record import LineageRecord, load
 from opt_ops.core.names import attempt_folder
 from opt_ops.core.state.queries import ancestry
@@ -16,21 +16,11 @@ from opt_ops.runfolder.telemetry_curve import CurvePoint, read_curve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What one attempt trained, from the step after `start`."""
-
-    attempt: str
-    run: str
-    start: int
-    points: Sequence[CurvePoint]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """A lineage by its journal, and the curve of each attempt, in order."""
 
     record: LineageRecord
-    curves: Sequence[Trained]
+    curves: Sequence[CurveOf[CurvePoint]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +72,9 @@ def family(folder: Path) -> Family:
 
 def _member(folder: Path) -> Member:
     record = load(folder, telemetry=False)
-    curves: list[Trained] = []
-    for name, attempt in record.state.attempts.items():
-        points = read_curve(folder / attempt_folder(name) / "telemetry.jsonl")
-        start = start_of(attempt, points[0].step if points else None)
-        curves.append(Trained(attempt=name, run=attempt.run, start=start, points=points))
-    return Member(record=record, curves=curves)
+    attempts = record.state.attempts
+    points = {name: read_curve(folder / attempt_folder(name) / "telemetry.jsonl") for name in attempts}
+    return Member(record=record, curves=attempt_curves(attempts, points))
 
 
 def _parent(record: LineageRecord) -> Parent | None:
@@ -96,20 +83,9 @@ def _parent(record: LineageRecord) -> Parent | None:
 
 def settled(of: Family) -> tuple[list[CurvePoint], int]:
     """The steps that the present weights have passed through, in order, and how many of them are an ancestor's."""
-    own = _kept(of.members[0].curves)
+    own = [point for _, point in kept_points(of.members[0].curves)]
     before = _inherited(of.members)
     return [*before, *own], len(before)
-
-
-def _kept(curves: Sequence[Trained]) -> list[CurvePoint]:
-    """The updates that no later attempt has discarded."""
-    discarded = discards({each.attempt: each.start for each in curves})
-    found: list[CurvePoint] = []
-    for each in curves:
-        limits = discarded[each.attempt]
-        last = limits[-1][0] if limits else math.inf
-        found += [point for point in each.points if point.finite and point.step <= last]
-    return found
 
 
 def _inherited(members: Sequence[Member]) -> list[CurvePoint]:
@@ -117,18 +93,20 @@ def _inherited(members: Sequence[Member]) -> list[CurvePoint]:
     parent, older = _parent(members[0].record), members[1:]
     if parent is None or not older:
         return []
-    points = [point for point in _kept(_curves_to(older[0].curves, parent)) if point.step <= parent.step]
+    points = [point for _, point in kept_points(_curves_to(older[0], parent)) if point.step <= parent.step]
     first = points[0].step if points else parent.step + 1
     return [*(point for point in _inherited(older) if point.step < first), *points]
 
 
-def _curves_to(curves: Sequence[Trained], parent: Parent) -> Sequence[Trained]:
+def _curves_to(member: Member, parent: Parent) -> list[CurveOf[CurvePoint]]:
     """The curves up to the attempt that wrote a checkpoint: what later attempts discarded was still in force there."""
+    curves = member.curves
     number = next((i + 1 for i, each in enumerate(curves) if _wrote(each, parent)), len(curves))
-    return curves[:number]
+    attempts = dict(islice(member.record.state.attempts.items(), number))
+    return attempt_curves(attempts, {each.attempt: each.points for each in curves[:number]})
 
 
-def _wrote(curve: Trained, parent: Parent) -> bool:
+def _wrote(curve: CurveOf[CurvePoint], parent: Parent) -> bool:
     return curve.run == parent.run and any(point.step >= parent.step for point in curve.points)
 
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronicles.comparison.build import MOST_POINTS, Comparison, compare
-from chronicles.comparison.family import Family, Member, Trained, common_ancestor, family, settled
+from chronicles.comparison.family import Family, Member, common_ancestor, family, settled
 from chronicles.comparison.page import page
 from chronicles.comparison.words import head, score_rows, verdict
+from chronicles.kept_curve import CurveOf
 from chronicles.record import LineageRecord
 from chronicles.report.encode import encode
 from opt_ops.core.state.model import State
@@ -144,7 +145,7 @@ def test_the_answer_has_every_field(plain: Told):
 
 def made(name: str, losses: list[float], tokens: int = 512) -> Family:
     points = [CurvePoint(step, loss, 1.0, 1e-3, 1.0, step * tokens, True) for step, loss in enumerate(losses, 1)]
-    curve = Trained(attempt=f"{name}.00-a0", run=f"{name}.00", start=0, points=points)
+    curve = CurveOf(attempt=f"{name}.00-a0", run=f"{name}.00", start=0, points=points, discarded=())
     record = LineageRecord(lineage=name, entries=[], remarks=[], state=State(), statuses=[], curves=[], jobs={})
     return Family(folder=Path("/nowhere") / name, members=[Member(record=record, curves=[curve])])
 
