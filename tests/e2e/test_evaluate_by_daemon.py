@@ -91,8 +91,9 @@ def test_a_spare_evaluates_gives_way_to_a_launch_and_the_next_idle_one_ends_it(t
 
         again = site.wait(lambda state: next((x for x in state.evaluations.values() if x.intended.node == "n3"), None))
         assert again.checkpoint == first.checkpoint
-        until(lambda: harnesses(site))
         os.kill(site.pids(attempt.name)[0], signal.SIGCONT)
+        until(lambda: site.step() >= COMPARED)
+        os.kill(site.pids(attempt.name)[0], signal.SIGSTOP)
         state = site.wait(lambda state: state.evaluations[again.name].end and state)
         assert state.evaluations[again.name].end is EvaluationEnd.DONE, _logs(site)
         events = [entry.event for entry in site.entries()]
@@ -101,8 +102,6 @@ def test_a_spare_evaluates_gives_way_to_a_launch_and_the_next_idle_one_ends_it(t
         assert [(x.step, x.task, x.metric) for x in state.scores.values()] == [(EVERY, "texts", "bits_per_byte")]
         assert [event.step for event in events if isinstance(event, CheckpointSampled)] == [EVERY]
 
-        until(lambda: site.step() >= COMPARED)
-        os.kill(site.pids(attempt.name)[0], signal.SIGSTOP)
         before, after = (_losses(site.runs / "1" / "1.00" / name) for name in ("a0", "a1"))
         with_evaluations = [*before[:EVERY], *after][:COMPARED]
         assert with_evaluations == _alone(tmp_path), "training does not notice"
