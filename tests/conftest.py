@@ -48,7 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
     sys.dont_write_bytecode = False
     os.environ["LC_ALL"] = "C.UTF-8"
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # tests run side by side, and its threads wait for each other by spinning
+    for library in ("OPENBLAS", "OMP"):  # tests run side by side, and threads wait for each other by spinning
+        os.environ[f"{library}_NUM_THREADS"] = "1"
     if not hasattr(config, "workerinput"):
         processes.mark()
         processes.end_orphans()

@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     )
     words = [f"--set={each}" for each in SETTINGS]
     site.command("campaign", "start", "sizes", "--recipes", ",".join(SIZES), "--data=docs.jsonl", "--no-wait", *words)
-    site.start_daemon(OMP_NUM_THREADS="1")  # small matrices: threads only wait
+    site.start_daemon()
     try:
         until(lambda: over(site))
         until((site.runs / "campaigns/sizes/logbook/logbook.html").exists)

@@ -98,9 +98,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         "[local]\nnodes = ['n1']\n[evaluate]\ntasks = ['mine']",
         trainer=f"'{sys.executable}', '-m', 'trainer'",
     )
-    kept = {name: os.environ.get(name) for name in ("HF_HOME", "OMP_NUM_THREADS")}
+    kept = os.environ.get("HF_HOME")
     os.environ["HF_HOME"] = str(site.folder / "hub")  # no file of this user's cache is read or written
-    os.environ["OMP_NUM_THREADS"] = "1"  # threads of a tiny model wait for each other
     words = [f"--set={each}" for each in SETTINGS]
     site.command("run", "start", "opt-tiny", *words, "--nodes=1", "--spares=0", "--ranks=1", "-q")
     site.start_daemon()
@@ -108,8 +107,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     site.end_daemon()
     yield Trained(site)
     site.close()
-    for name, value in kept.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    os.environ.pop("HF_HOME") if kept is None else os.environ.update(HF_HOME=kept)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_a_spare_evaluates_gives_way_to_a_launch_and_the_next_idle_one_ends_it(t
         **QUICK_SILENCE,
         hang=PATIENT,
     )
-    environment = {"HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+    environment = {"HF_HOME": str(tmp_path / "hub")}
     words = [f"--set={each}" for each in SETTINGS]
     try:
         site.command("run", "start", "opt-tiny", *words, "--nodes=1", "--spares=1", "--ranks=1", "-q")

@@ -48,7 +48,7 @@ class Ranks:
         self.folder = folder
         self.processes = []
         for rank in range(world):
-            environment = {"OMP_NUM_THREADS": "1"}
+            environment: dict[str, str] = {}
             if world > 1:
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

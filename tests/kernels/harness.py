@@ -78,7 +78,7 @@ class Child:
         self._requests, theirs = multiprocessing.Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", "-m", "tests.kernels.child", module, str(theirs.fileno())],
-            env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "TRITON_INTERPRET": "1"},
             cwd=REPOSITORY,
             pass_fds=[theirs.fileno()],
         )

@@ -199,8 +199,7 @@ TINY = [
 
 
 @pytest.mark.soak
-def test_the_trainer_of_opt_ops_keeps_every_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_the_trainer_of_opt_ops_keeps_every_promise(tmp_path: Path) -> None:
     text = tmp_path / "text.jsonl"
     words = [word for name in NAMES for word in name.split("_")]
     lines = (" ".join(words[(7 * k + k * k // 5 + i * i) % len(words)] for i in range(60)) for k in range(400))
