@@ -130,24 +130,31 @@ def test_whole_gradients_are_counted_once() -> None:
 
 
 def peak_bytes(changes: list[str]) -> tuple[int, Recipe]:
-    """The most that torch had allocated on the CPU in two updates of one rank, from its own allocator."""
+    """The most that torch had allocated on the CPU in two updates of one rank, as its profiler saw it."""
     from torch.profiler import ProfilerActivity, profile
 
     recipe = recipes.build("opt-125m", changes)
-    for _ in range(5):
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
-            engine = engine_of(recipe)
-            data, progress = samples(recipe), Progress()
-            for _ in range(2):
-                shares = forward_backward(engine, data, recipe, progress)
-                engine.update(measure(engine, shares, StepInputs()).gnorm, 1e-4, shares.divisor)
-                progress = advanced(progress, recipe)
-        results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
-        allocations = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
-        peak = max(accumulate(size for _, size in allocations))
-        if peak > 4 * cost.parameters(recipe.model):  # less than the weights: a profiler has lost events before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
+        engine = engine_of(recipe)
+        data, progress = samples(recipe), Progress()
+        for _ in range(2):
+            shares = forward_backward(engine, data, recipe, progress)
+            engine.update(measure(engine, shares, StepInputs()).gnorm, 1e-4, shares.divisor)
+            progress = advanced(progress, recipe)
+    results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    allocations = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    return max(accumulate(size for _, size in allocations)), recipe
+
+
+def sure_peak_bytes(ranks: Ranks, changes: list[str]) -> tuple[int, Recipe]:
+    """What two profiles agree on: on a busy machine, a profiler loses events, and other ones each time."""
+    seen: list[int] = []
+    while True:
+        ((peak, recipe),) = ranks(1, peak_bytes, changes)
+        if any(peak == pytest.approx(each, rel=1e-4) for each in seen):
             return peak, recipe
-    raise AssertionError(f"the profiler says {peak} bytes, which is less than the weights have")
+        seen.append(peak)
+        assert len(seen) < 10, f"no two profiles agree: {seen} bytes"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,7 @@ def test_memory_is_what_a_process_really_needs(ranks: Ranks, changes: list[str])
     real, planned = [], []
     for micro_batches in (1, 2):
         batch = micro_batches * int(changes[0].partition("=")[2])
-        ((peak, recipe),) = ranks(1, peak_bytes, [*shape, *small, *changes, f"data.global_batch={batch}"])
+        peak, recipe = sure_peak_bytes(ranks, [*shape, *small, *changes, f"data.global_batch={batch}"])
         chosen = policy.choose(recipe, 1)
         needs = bytes_of.on_gpu(recipe, 1, reduces_each=chosen.reduces_each, keeps_weights=chosen.keeps_weights)
         real.append(peak)
