@@ -77,8 +77,7 @@ class Watch:
 
 
 @pytest.fixture
-def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    monkeypatch.setattr("opt_ops.supervise.projections.sys.executable", "/bin/true")
+def watch(tmp_path: Path, draws_nothing: None) -> Iterator[Watch]:
     made = Watch(tmp_path, Clock())
     yield made
     made.campaigns.close()

@@ -34,7 +34,7 @@ HOST = os.uname().nodename
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draws_nothing: None) -> Iterator[Daemon]:
     """A daemon with one lineage that waits for nodes; each step signs, and draws."""
     journal = Journal(tmp_path / "runs" / "12" / "journal")
     story = Story()
@@ -43,7 +43,6 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         journal.append(journal.stamp(entry.event, entry.ts))
     journal.close()
     monkeypatch.setattr(own_sign, "_SECONDS", 0.0)
-    monkeypatch.setattr("opt_ops.supervise.projections.sys.executable", "/bin/true")
     runs = tmp_path / "runs"
     config = Config(runs=runs, mlflow=Mlflow(enabled=False), chronicle=Chronicle(every_seconds=1))
     made = Daemon(config)

@@ -1,7 +1,8 @@
 """From reports on ranks to evidence: what training survived is no cause, and thousands of ranks are judged soon."""
 
-import time
+import pytest
 
+from opt_ops.core.failures import classify_exit
 from opt_ops.core.failures.cause_lines import CauseLine
 from opt_ops.core.failures.classify_exit import blame
 from opt_ops.core.values import RankExit
@@ -51,10 +52,11 @@ def test_places_and_evidence():
     assert places(lost) == ("n0000",)
 
 
-def test_sixteen_thousand_ranks_are_judged_in_time():
+def test_of_sixteen_thousand_ranks_as_few_logs_are_judged_as_are_enough(monkeypatch: pytest.MonkeyPatch):
     failed = {ended(rank, at=1000.0 + rank / 1000): f"[rank{rank}]: {LOST}\n{rank}" for rank in range(16_384)}
     cause = ended(100, None, 6, 1000.5)
     failed[cause] = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
-    began = time.process_time()
+    judge, judged = classify_exit.why_ended, []
+    monkeypatch.setattr(classify_exit, "why_ended", lambda *each: judged.append(each) or judge(*each))
     assert blame(failed).first == cause
-    assert time.process_time() - began < 5.0
+    assert len(judged) < 1000
