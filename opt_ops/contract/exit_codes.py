@@ -1,6 +1,12 @@
-"""The exit codes of a trainer. By its code the supervisor knows why a rank ended."""
+"""The exit codes of a trainer, by which the supervisor knows why a rank ended, and two more of evaluations."""
 
 from enum import IntEnum
+
+EVALUATION_HANGS = 124
+"""An evaluation ran longer than it may, as timeout(1) has it."""
+
+EVALUATION_NOT_STARTED = 126
+"""An evaluation could not be started, as shells have it."""
 
 
 class ExitCode(IntEnum):

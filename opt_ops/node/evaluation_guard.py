@@ -4,7 +4,7 @@
 
 Its stdin is a pipe that nobody writes into: it closes when the starter dies, however it dies. What the command has
 started is in the group, too, and would outlive its parent else. The code is that of the command, or 128 and the signal;
-124 if the command hangs. Then its starter kills what is left of the group, as at every end.
+EVALUATION_HANGS if the command hangs. Then its starter kills what is left of the group, as at every end.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from opt_ops.contract.exit_codes import EVALUATION_HANGS
+
 LONGEST_SECONDS = 86_400.0
 """How long a command may run. One that hangs would keep every later evaluation waiting."""
-
-HANGS = 124
-"""The code of a command that ran longer, as timeout(1) has it."""
-
-NOT_STARTED = 126
-"""The code of an evaluation that could not be started, as shells have it."""
 
 _FIRST_OUT_OF_MEMORY = "1000"  # proc(5), oom_score_adj
 
@@ -40,7 +36,7 @@ def main() -> None:
     try:
         code = child.wait(LONGEST_SECONDS)
     except subprocess.TimeoutExpired:
-        sys.exit(HANGS)
+        sys.exit(EVALUATION_HANGS)
     sys.exit(code if code >= 0 else 128 - code)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from opt_ops.contract import environment
+from opt_ops.contract.exit_codes import EVALUATION_NOT_STARTED
 from opt_ops.contract.files import open_append
-from opt_ops.node.evaluation_guard import NOT_STARTED
 from opt_ops.node.log import log as say
 from opt_ops.node.process_groups import RankProcess
 
@@ -128,4 +128,4 @@ class NodeEvaluation:
             self._running = EvaluationProcess(self._lineage, name, order["argv"], order["nice"])
         except OSError as error:
             say(f"{name} cannot be started: {error}")
-        self.report = {"name": name, "code": None if self._running is not None else NOT_STARTED}
+        self.report = {"name": name, "code": None if self._running is not None else EVALUATION_NOT_STARTED}

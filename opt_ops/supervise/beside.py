@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from opt_ops.node.evaluation_guard import NOT_STARTED
+from opt_ops.contract.exit_codes import EVALUATION_NOT_STARTED
 from opt_ops.node.evaluations import EvaluationProcess
 from opt_ops.ports import EvaluationOrder
 
@@ -55,7 +55,7 @@ class BesideDaemon:
             self._process = EvaluationProcess(self._lineage, wanted.evaluation, wanted.argv, wanted.nice)
         except OSError as error:  # it has failed, and gives its place to the next lineage
             log.warning("%s cannot be started: %s", wanted.evaluation, error)
-            self._codes.append((wanted.evaluation, NOT_STARTED))
+            self._codes.append((wanted.evaluation, EVALUATION_NOT_STARTED))
             self.close()
 
     def _note_end(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from opt_ops.contract.exit_codes import EVALUATION_HANGS, EVALUATION_NOT_STARTED
 from opt_ops.core.events import CheckpointsGone, EvaluationEnded, Event
 from opt_ops.core.state.checkpoints import Evaluation
 from opt_ops.core.state.model import State
@@ -11,13 +12,12 @@ from opt_ops.core.values import EvaluationEnd
 from opt_ops.ports import CheckpointStore, Evaluations
 from opt_ops.supervise.watch_nodes import NodeWatch
 
-_NOT_STARTED = 126
 _CODES = {
     3: "the checkpoint or a task is not there",
     65: "the checkpoint is damaged",
     75: "its environment is missing, or the daemon did not answer",
-    124: "it had not ended after a day",
-    _NOT_STARTED: "it could not be started, and the log of the daemon or of the node says why",
+    EVALUATION_HANGS: "it had not ended after a day",
+    EVALUATION_NOT_STARTED: "it could not be started, and the log of the daemon or of the node says why",
 }
 
 
@@ -67,5 +67,5 @@ class EvaluationWatch:
             yield EvaluationEnded(evaluation=running.name, end=EvaluationEnd.GIVEN_UP, why="its checkpoint is gone")
         else:
             said = f"exit code {code}, {_CODES[code]}" if code in _CODES else f"exit code {code}"
-            why = said if code == _NOT_STARTED else f"{said}; its output is in evaluations/{running.name}.log"
+            why = said if code == EVALUATION_NOT_STARTED else f"{said}; its output is in evaluations/{running.name}.log"
             yield EvaluationEnded(evaluation=running.name, end=EvaluationEnd.FAILED, why=why)

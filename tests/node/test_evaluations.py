@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from opt_ops.contract import environment
+from opt_ops.contract.exit_codes import EVALUATION_HANGS, EVALUATION_NOT_STARTED
 from opt_ops.node import evaluation_guard
 from opt_ops.node.orders import OrdersRefused, orders_of
 from opt_ops.node.rank_start import rank_variables, shared_variables
@@ -165,7 +166,7 @@ def test_one_that_hangs_is_ended_and_has_failed(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(subprocess, "Popen", start)
     beside, hanging = BesideDaemon(tmp_path, Place()), order(*SLEEP, node=None, holder=None)
-    assert code(beside, hanging) == ("1-ev001", evaluation_guard.HANGS)
+    assert code(beside, hanging) == ("1-ev001", EVALUATION_HANGS)
 
 
 def test_a_spare_that_evaluates_is_not_taken_for_one_that_something_was_left_on(node: Bench):
@@ -239,7 +240,7 @@ def test_one_that_cannot_be_started_has_failed_and_holds_up_no_other_lineage(tmp
     (tmp_path / "1" / "evaluations").mkdir(parents=True)
     os.mkfifo(tmp_path / "1" / "evaluations" / "1-ev001.log")
     (tmp_path / "2").mkdir()
-    assert code(first, order("true", node=None, holder=None)) == ("1-ev001", evaluation_guard.NOT_STARTED)
+    assert code(first, order("true", node=None, holder=None)) == ("1-ev001", EVALUATION_NOT_STARTED)
     assert code(second, order("true", name="2-ev001", node=None, holder=None)) == ("2-ev001", 0)
 
 
@@ -248,4 +249,4 @@ def test_one_that_cannot_be_started_on_a_node_has_failed(node: Bench):
     os.mkfifo(node.folder / "evaluations" / "1-ev001.log")
     node.start()
     node.orders(order("true"))
-    assert node.ended() == evaluation_guard.NOT_STARTED
+    assert node.ended() == EVALUATION_NOT_STARTED
