@@ -15,7 +15,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from chronicles.campaign.beside import band_at, off_expected
-from chronicles.campaign.sizes import CampaignRecord, Settled, SizeRecord, level, middle
+from chronicles.campaign.sizes import CampaignRecord, Settled, SizeRecord, knots, level, middle
 from chronicles.wording import short
 from opt_ops.core.campaign.equal import differing, must_be_equal
 from opt_ops.core.campaign.events import AlertKind, CampaignForecast
@@ -73,19 +73,11 @@ def departure(
         others: The steps of the sizes that it is compared with on the same text, as in `off_expected`.
     """
     off = off_expected(settled, planned, curve, others)
-    noise, earlier = _Noise(), _Earlier(planned)
+    noise, earlier = _Noise(_noise_of(others, planned, curve[0].tokens)), _Earlier(planned)
     outside: Departure | None = None
-    since = next_look = 0.0
-    for i, each in enumerate(settled):
-        if each.tokens < next_look or each.tokens < curve[0].tokens:
-            continue
-        if each.tokens > planned * (1 + 1e-9):
-            return None  # a person has made the run longer: nothing is expected there
-        next_look = each.tokens + _EVERY * planned
-        begin = bisect_left(settled, each.tokens - _WINDOW * planned, hi=i, key=lambda known: known.tokens)
-        begin = max(0, min(begin, i + 1 - _LEAST_POINTS))
-        if i + 1 - begin < _LEAST_POINTS:
-            continue
+    since = 0.0
+    for begin, i in _looks(settled, planned, curve[0].tokens):
+        each = settled[i]
         noise.add(settled[begin].tokens, each.tokens, off[begin : i + 1])
         now, loss = middle(off[begin : i + 1]), level(settled[begin : i + 1])
         found = _outside(band_at(curve, each.tokens), now, noise.room, earlier.level(each.tokens))
@@ -102,6 +94,21 @@ def departure(
         if each.tokens - since >= (STAYS + _WINDOW) * planned:  # a window remembers what was before
             return outside
     return None
+
+
+def _looks(settled: Sequence[Settled], planned: int, first: int) -> Iterator[tuple[int, int]]:
+    """The places of the first and the last step of each window that ends behind so many tokens."""
+    next_look = float(first)
+    for i, each in enumerate(settled):
+        if each.tokens > planned * (1 + 1e-9):
+            return  # a person has made the run longer: nothing is expected there
+        if each.tokens < next_look:
+            continue
+        next_look = each.tokens + _EVERY * planned
+        begin = bisect_left(settled, each.tokens - _WINDOW * planned, hi=i, key=lambda known: known.tokens)
+        begin = max(0, min(begin, i + 1 - _LEAST_POINTS))
+        if i + 1 - begin >= _LEAST_POINTS:
+            yield begin, i
 
 
 _Interval = tuple[float, float, float]
@@ -126,9 +133,10 @@ def _outside(
 
 
 class _Noise:
-    """How large the noise of a window's level is."""
+    """How large the noise of a window's level is. `before`: its deviation, as long as too few windows are known."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: float | None = None) -> None:
+        self._before = before
         self._end: int | None = None
         self._level = self._error = 0.0
         self._differences: deque[float] = deque(maxlen=_REMEMBERED)
@@ -145,16 +153,43 @@ class _Noise:
         self._end, self._level = end, now
 
     @property
+    def deviation(self) -> float | None:
+        """Between neighbouring windows that share no step; None: too few are known."""
+        if len(self._differences) < _LEAST_WINDOWS:
+            return self._before
+        # 1.4826: from the median of absolute values to the standard deviation of a normal distribution
+        return 1.4826 * median(self._differences) / sqrt(2)
+
+    @property
     def room(self) -> float | None:
         """Three standard deviations of a window's level; None: too few windows are known.
 
-        That of neighbouring windows that share no step counts, and that within this one where it is larger: after
-        skipped batches, the other sizes saw other text.
+        That between windows counts, and that within this one where it is larger: after skipped batches, the other sizes
+        saw other text.
         """
-        if len(self._differences) < _LEAST_WINDOWS:
+        between = self.deviation
+        return None if between is None else _DEVIATIONS * max(between, self._error)
+
+
+def _noise_of(others: Sequence[Sequence[Settled]], planned: int, first: int) -> float | None:
+    """The largest noise of one of the others beside the rest of them, behind so many tokens; None: there is no rest.
+
+    It is known before a size has windows of its own, so a loss that is off from the beginning is told at once.
+    """
+    found: list[float | None] = []
+    for i, other in enumerate(others if len(others) > 1 else ()):
+        shown = knots(other, planned, (first - 1) / planned)
+        own = [Band(tokens=round(x.share * planned), loss=x.loss, low=x.loss, high=x.loss) for x in shown]
+        if not own:
             return None
-        # 1.4826: from the median of absolute values to the standard deviation of a normal distribution
-        return _DEVIATIONS * max(1.4826 * median(self._differences) / sqrt(2), self._error)
+        until = bisect_left(other, first + (_REMEMBERED + 2) * _WINDOW * planned, key=lambda known: known.tokens)
+        off = off_expected(other[:until], planned, own, [*others[:i], *others[i + 1 :]])
+        noise = _Noise()
+        for begin, end in _looks(other[:until], planned, first):
+            noise.add(other[begin].tokens, other[end].tokens, off[begin : end + 1])
+        found.append(noise.deviation)
+    known = [each for each in found if each is not None]
+    return max(known) if known and len(known) == len(found) else None
 
 
 class _Earlier:

@@ -74,6 +74,15 @@ def test_a_tenth_of_a_nat_from_the_middle_on_is_told_within_a_tenth_of_the_steps
     assert not found.band.low <= found.loss <= found.band.high
 
 
+def test_a_tenth_of_a_nat_above_from_the_first_step_on_is_told_within_a_tenth_of_the_steps(campaign: Campaign):
+    sizes, planned, curve = campaign
+    shifted = [replace(each, loss=each.loss + 0.1) for each in sizes[3]]
+    found = departure(shifted, planned, curve, sizes[:3])
+    assert found is not None
+    assert found.kind is AlertKind.ABOVE
+    assert found.tokens - curve[0].tokens < 0.1 * planned
+
+
 def test_after_skipped_batches_the_others_saw_other_text_and_nothing_is_told(campaign: Campaign):
     """The losses of the text 20 updates on, from the middle: as far off the others as those of any other text."""
     sizes, planned, curve = campaign
