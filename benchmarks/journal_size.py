@@ -20,7 +20,7 @@ from statistics import median
 
 from opt_ops.core import events as e
 from opt_ops.core.state.fold import fold
-from opt_ops.core.values import Checkpoint, Severity, Verdict
+from opt_ops.core.values import AllocationStatus, Checkpoint, Outcome, Severity, Verdict
 from opt_ops.runfolder import snapshot
 from tests.chronicles.told import Told
 
@@ -44,7 +44,7 @@ def main() -> None:
     for events in arguments.events:
         with tempfile.TemporaryDirectory() as scratch:
             lineage = Path(scratch) / "runs" / "12"
-            _write(lineage, events)
+            write_journal(lineage, events)
             if arguments.no_snapshot:
                 snapshot.path_of(lineage / "journal").unlink(missing_ok=True)
             used = {name: [_cpu_seconds(command, scratch) for _ in range(arguments.times)] for name, command in _ROWS}
@@ -64,10 +64,12 @@ def _cpu_seconds(command: list[str], folder: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _write(folder: Path, events: int) -> None:
+def write_journal(folder: Path, events: int, ended: bool = False) -> None:
+    """Write the journal of a lineage that trains, of about so many lines. `ended`: it has completed."""
     told = Told(folder, steps=200)
-    told.begin().plan("12.00").hold().launch("12.00-a0").train("12.00-a0", 1, 120)
-    told.save("12.00", 40)
+    run = f"{told.lineage}.00"
+    told.begin().plan(run).hold().launch(f"{run}-a0").train(f"{run}-a0", 1, 120)
+    told.save(run, 40)
     sync, os.fdatasync = os.fdatasync, lambda _: None
     last = 0
     for event in _life(told):
@@ -79,6 +81,10 @@ def _write(folder: Path, events: int) -> None:
         if told.state.seq - last >= snapshot.EVERY_EVENTS:
             last = told.state.seq
             told.journal.save_snapshot(told.state)
+    if ended:
+        told.end(f"{run}-a0", Outcome.COMPLETED, 120).see(e.LineageCompleted(step=120))
+        (held,) = told.state.live_allocations
+        told.see(e.AllocationChanged(allocation=held.name, status=AllocationStatus.ENDED, nodes=(), reason=""))
     os.fdatasync = sync
     told.journal.close()
 

@@ -15,7 +15,7 @@ from opt_ops.core.state.model import State
 from opt_ops.errors import NotFound, OptOpsError, UsageError
 from opt_ops.runfolder import snapshot
 from opt_ops.runfolder.files import folders_in
-from opt_ops.runfolder.journal_reader import SnapshotInDoubt, read, replayed, scan
+from opt_ops.runfolder.journal_reader import Reading, SnapshotInDoubt, read, replayed, scan
 from opt_ops.runfolder.permissions import give_to_group, group_of, private
 
 if TYPE_CHECKING:
@@ -68,13 +68,20 @@ def entries(path: Path) -> list[Entry]:
     return read(path / "journal")[0]
 
 
-def state(path: Path) -> State:
+def state(path: Path, keep: bool = False) -> State:
     """Return the state of a lineage: of its snapshot and the lines after it, or of its whole journal.
+
+    With `keep`, a snapshot is written if the lineage has finished and has none that can be trusted, as after an
+    upgrade: no daemon would write one any more.
 
     Raises:
         JournalError: the journal is damaged or of a newer version.
     """
-    return _state_and_rest(path)[0]
+    found, start, reading = _state_and_rest(path)
+    if keep and found.finished and not start:
+        with suppress(OSError, ValueError):  # the next reader reads the whole journal, too
+            snapshot.save(path / "journal", found, reading.end)
+    return found
 
 
 def entries_after(path: Path, seq: int) -> list[Entry]:
@@ -83,21 +90,21 @@ def entries_after(path: Path, seq: int) -> list[Entry]:
     Raises:
         JournalError: the journal is damaged or of a newer version.
     """
-    _, start, rest = _state_and_rest(path)
-    known = rest if start <= seq else entries(path)
+    _, start, reading = _state_and_rest(path)
+    known = reading.entries if start <= seq else entries(path)
     return [entry for entry in known if entry.seq > seq]
 
 
-def _state_and_rest(path: Path) -> tuple[State, int, list[Entry]]:
-    """The state, where its snapshot ends, and the entries after that."""
+def _state_and_rest(path: Path) -> tuple[State, int, Reading]:
+    """The state, where its snapshot ends (0: there is none), and the reading after that."""
     folder = path / "journal"
     if (found := snapshot.load(folder)) is not None:
         base, end = found
         with suppress(SnapshotInDoubt):
-            rest = scan(folder, end).entries
-            return replayed(folder, rest, base), end.seq, rest
-    known = read(folder)[0]
-    return replayed(folder, known), 0, known
+            rest = scan(folder, end)
+            return replayed(folder, rest.entries, base), end.seq, rest
+    whole = scan(folder)
+    return replayed(folder, whole.entries), 0, whole
 
 
 def parent(path: Path) -> str | None:

@@ -43,6 +43,7 @@ from opt_ops.runfolder.permissions import check_trusted, keep_private
 from opt_ops.runfolder.trainer_files import FileTrainer
 from opt_ops.supervise.beside import BesideDaemon, Place
 from opt_ops.supervise.campaigns import Campaigns, SiteOfCampaigns
+from opt_ops.supervise.first_look import FirstLook
 from opt_ops.supervise.own_sign import OwnSign, Watching
 from opt_ops.supervise.projections import Projection
 from opt_ops.supervise.site import SystemClock, nodes_taken, projection_of, projections_of, scheduler_of, site_of
@@ -91,6 +92,7 @@ class Daemon:
         self._states_read = StatesRead(SystemClock())
         self._campaigns = Campaigns(self._site_of_campaigns())
         self._looked_at = 0.0
+        self._first_look = FirstLook()
         self._last_liveness: float | None = None
         self._stopping = False
 
@@ -119,9 +121,8 @@ class Daemon:
                 raise Refused(f"a daemon already runs for {runs}", "opt-ops daemon status shows it") from error
             except OSError as error:  # Lustre mounted without flock; the journal's epochs fence all the same
                 log.warning("%s cannot be locked: %s. Do not start a second daemon for this folder", runs, error)
-            previous = max(signs_in(runs), key=lambda sign: sign.ts, default=None)
-            self._last_liveness = previous.ts if previous else None
-            self._watch_alerts.paged |= previous.paged if previous else {}
+            self._first_look.learn(signs_in(runs))
+            self._watch_alerts.paged |= self._first_look.before.paged if self._first_look.before else {}
             log.info("daemon %s watches %s, policy %s", __version__, runs, self._policy.version)
             if self._config.mlflow.enabled and not is_installed("mlflow"):
                 log.info("MLflow is not installed, so lineages are not mirrored: pip install 'opt-ops[mlflow]'")
@@ -152,7 +153,7 @@ class Daemon:
 
     def _idle(self) -> bool:
         """Whether every lineage has ended and was drawn, and every page was tried. The journal keeps open pages."""
-        if _SEARCH in self._problems:
+        if _SEARCH in self._problems or self._first_look.left != 0:
             return False
         settled = all(supervisor.settled for supervisor in self._supervisors.values())
         sending = self._outbox.busy or any(outbox.busy for outbox, *_ in self._background.values())
@@ -165,7 +166,7 @@ class Daemon:
             self._isolated(path, self._tick)
         for path in list(self._projections):
             self._guarded(f"the projections of lineage {path.name}", lambda path=path: self._project(path))
-        if self._campaigns.due:
+        if self._campaigns.due and self._first_look.left == 0:  # else it would not know which nodes are taken
             self._guarded("campaigns", self._campaigns.step)
         self._guarded("alerts about the watch", self._tell_who_watches)
         self._guarded("the liveness file", self._write_sign)
@@ -190,9 +191,9 @@ class Daemon:
                 log.info("%s: works again", what)
 
     def _take_over_all(self) -> None:
-        for path in lineages.folders(self._config.runs):
-            if self._may_take_over(path):
-                self._isolated(path, self._take_over)
+        may = [path for path in lineages.folders(self._config.runs) if self._may_take_over(path)]
+        for path in self._first_look.due(may):
+            self._isolated(path, self._take_over)
 
     def _may_take_over(self, path: Path) -> bool:
         known = path in self._supervisors or not self._reconsidered(path)
@@ -249,7 +250,7 @@ class Daemon:
         if not self._inboxes.setdefault(path, FileInbox(path)).requests():
             if path in self._finished:
                 return
-            state = lineages.state(path)
+            state = lineages.state(path, keep=True)
             over = state.finished and not to_come(state, time.time(), self._policy)
             if over or state.lineage is None:
                 self._finished.add(path)
@@ -268,7 +269,12 @@ class Daemon:
             evaluations=evaluations,
             inputs=left_out,
         )
-        identity = DaemonIdentity(host=socket.gethostname(), pid=os.getpid(), last_liveness=self._last_liveness)
+        before = self._first_look.before
+        if path in self._projections or path in self._finished:  # this process has looked after it
+            last_liveness = self._last_liveness
+        else:  # its own sign does not say that anybody watched this lineage
+            last_liveness = before.ts if before else None
+        identity = DaemonIdentity(host=socket.gethostname(), pid=os.getpid(), last_liveness=last_liveness)
         supervisor = Supervisor(path, ports, self._policy, site_of(self._config, self._config_path, path), identity)
         for note in supervisor.notes:
             log.warning("lineage %s: journal: %s", path.name, note)
