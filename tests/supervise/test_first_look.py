@@ -30,7 +30,7 @@ Starts = Callable[[], Daemon]
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Eight ended lineages and two live ones, whose daemon died an hour ago. Each has a snapshot, as a daemon leaves."""
+    """Eight ended lineages and two live ones, whose daemon died an hour ago."""
     for name in ENDED + LIVE:
         story = Story()
         story.begin()
