@@ -257,6 +257,27 @@ def test_an_error_of_one_piece_does_not_wait_for_the_others(tmp_path: Path):
     assert not finished.exists()
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError, EOFError])
+def test_if_the_process_that_starts_others_is_killed_the_pieces_are_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+):
+    submit, killed = processes.ProcessPoolExecutor.submit, [error(), error()]
+
+    def broken(pool: Any, *arguments: Any) -> Any:
+        if killed:
+            raise killed.pop()
+        return submit(pool, *arguments)
+
+    monkeypatch.setattr(processes.ProcessPoolExecutor, "submit", broken)
+    finished, told = tmp_path / "finished", []
+    processes.run_all(Path.touch, lambda: [] if finished.exists() else [(finished,)], 1, told.append)
+    assert finished.exists()
+    assert told == ["a process was killed: its pieces are done again"] * 2 + ["1 of 1 pieces"]
+    killed += [error() for _ in range(processes.ATTEMPTS)]
+    with pytest.raises(UserError, match="killed 3 times"):
+        processes.run_all(Path.touch, lambda: [(finished,)], 1, told.append)
+
+
 SMALL_PIECES = """
 import sys
 from trainer.data.tokens import builder

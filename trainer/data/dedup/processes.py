@@ -36,7 +36,7 @@ def run_all(
         todo = left()
         try:
             _run(function, todo, min(workers, len(todo)), progress)
-        except BrokenProcessPool:
+        except (BrokenProcessPool, ConnectionError, EOFError):  # the last two: the process that starts the others
             if attempt == ATTEMPTS:
                 raise UserError(f"processes were killed {ATTEMPTS} times. Use fewer --workers.") from None
             progress("a process was killed: its pieces are done again")
