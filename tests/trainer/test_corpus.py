@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -6,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.data import corpus
+from trainer.data import corpus, dataset
 from trainer.data.corpus import Corpus, CorruptLine, Span, documents, training_corpora, validation_corpora, whole
 from trainer.errors import UserError
+from trainer.recipes import opt_tiny
 
 GOOD = [b'{"text": "The cat."}', b'{"text": "The dog.\\n", "id": 7}', b'{"text": ""}', b"", b"  "]
 BAD = [b'{"text": "torn', b'{"body": "no text"}', b"[]", b"7", b'{"text": 3}', b'{"text": "\xe9"}', b"[" * 100_000]
@@ -68,6 +71,37 @@ def test_folders_are_searched_in_a_fixed_order(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     assert [file.name for file in Corpus(name="d", paths=(tmp_path / "d",)).files()] == ["z.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.EIO, errno.ESTALE])
+def test_data_that_no_node_can_read_is_refused_and_a_fault_of_one_node_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Exit code 78 halts; any other end is tried again, perhaps elsewhere. A folder is not passed over."""
+    folder = tmp_path / "d" / "below"
+    folder.mkdir(parents=True)
+    (tmp_path / "d" / "some.jsonl").write_text('{"text": "words"}\n')
+    scan = os.scandir
+
+    def fails(path: str | Path) -> object:
+        if Path(path) == folder:
+            raise OSError(number, os.strerror(number), str(path))
+        return scan(path)
+
+    monkeypatch.setenv("OPT_OPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "scandir", fails)
+    lasting = number in (errno.EACCES, errno.ELOOP)
+    with pytest.raises(
+        UserError if lasting else OSError, match=f"below.*{os.strerror(number)}" if lasting else "below"
+    ):
+        dataset.load([f"{tmp_path}/d"], [], None, opt_tiny())
+
+
+def test_a_link_to_data_that_is_gone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPT_OPS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"gone\.jsonl: No such file"):
+        dataset.load([str(tmp_path)], [], None, opt_tiny())
 
 
 def test_paths_alone_are_one_corpus() -> None:

@@ -117,6 +117,22 @@ def test_the_cache_is_used_until_text_or_tokenizer_change(
     assert not list(cache.glob(".tokens-*")), "a build left its files"
 
 
+def test_an_entry_that_is_damaged_is_built_again(text: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first = load([text])
+    ids = np.array(first.ids)
+    (entry,) = (path.parent for path in cache.glob("tokens-*/ids.npy"))
+    for name, length in (("ids.npy", 0.5), ("ids.npy", 0), ("bounds.npy", 0.5), ("about.json", 0.5), ("ids.npy", None)):
+        if length is None:
+            (entry / name).unlink()
+        else:
+            os.truncate(entry / name, int((entry / name).stat().st_size * length))
+        again = load([text])
+        assert (again.digest, np.array_equal(again.ids, ids)) == (first.digest, True), name
+        assert capfd.readouterr().err.count("is damaged, and is built again") == 1, name
+    load([text])
+    assert not capfd.readouterr().err
+
+
 def test_gpt2_style_files_and_tokenizer_json_give_the_same_tokens(tmp_path: Path, text: Path, trained: Path) -> None:
     model = json.loads(trained.read_text())["model"]
     pair = tmp_path / "pair"

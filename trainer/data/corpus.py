@@ -157,6 +157,7 @@ def jsonl_files(paths: Sequence[Path]) -> list[Path]:
 
     Raises:
         UserError: a path does not exist, is a device or a pipe, or is a folder without a JSONL file.
+        OSError: a path or folder cannot be looked at.
     """
     files: list[Path] = []
     for path in paths:
@@ -164,11 +165,21 @@ def jsonl_files(paths: Sequence[Path]) -> list[Path]:
             raise UserError(f"{path}: no such file or folder. Give a *.jsonl file, or a folder of such files.")
         if not (path.is_file() or path.is_dir()):
             raise UserError(f"{path}: neither a file nor a folder. Give a *.jsonl file, or a folder of such files.")
-        found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
+        found = [path] if path.is_file() else _below(path)
         if not found:
             raise UserError(f"{path}: the folder holds no *.jsonl file.{content.other_endings(path)}")
         files += found
     return files
+
+
+def _below(folder: Path) -> list[Path]:
+    """All JSONL files below a folder. One that cannot be read is refused: without it, the data would be other data."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(Path(here, name) for here, _, names in walk for name in names if name.endswith(".jsonl"))
 
 
 def standard_library_files() -> list[Path]:

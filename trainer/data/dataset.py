@@ -1,8 +1,10 @@
 """The data of a run: training corpora and their mixture, validation corpora, tokenizer."""
 
+import errno
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from trainer.data.tokens import BuildLimits, Definition, TokenFile
 from trainer.errors import UserError
 from trainer.hashing import key
 from trainer.recipes import Recipe
+
+_LASTING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors that come again on any node. Others, as of a disk or a network, may not."""
 
 _MOST_FILES = 256  # of a corpus, that config.json names one by one
 
@@ -197,18 +202,33 @@ def load(
         UserError: data or tokenizer are missing, unreadable or do not fit.
         RuntimeError: a process that makes tokens has died.
     """
-    stretches = training_stretches(data, since)
-    to_evaluate = validation_corpora(valid)
-    definition = tokens.find(tokenizer, stretches[0][1], recipe.model.vocab_size)
-    limits = BuildLimits(corrupt_lines=recipe.data.max_corrupt_lines, workers=tokens.usable_cores())
-    return Dataset(
-        training=[
-            training(step, [tokens.load(corpus, definition, limits, grows) for corpus in corpora])
-            for step, corpora in stretches
-        ],
-        validation=[tokens.load(corpus, definition, limits, grows) for corpus in to_evaluate],
-        tokenizer=definition,
-    )
+    with _lasting_refused():
+        stretches = training_stretches(data, since)
+        to_evaluate = validation_corpora(valid)
+        definition = tokens.find(tokenizer, stretches[0][1], recipe.model.vocab_size)
+        limits = BuildLimits(corrupt_lines=recipe.data.max_corrupt_lines, workers=tokens.usable_cores())
+        return Dataset(
+            training=[
+                training(step, [tokens.load(corpus, definition, limits, grows) for corpus in corpora])
+                for step, corpora in stretches
+            ],
+            validation=[tokens.load(corpus, definition, limits, grows) for corpus in to_evaluate],
+            tokenizer=definition,
+        )
+
+
+@contextmanager
+def _lasting_refused() -> Iterator[None]:
+    """Turn an error of the system that a retry would meet again into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LASTING:
+            raise
+        raise UserError(
+            f"{error.filename}: {error.strerror}. Give the data back, or let the user of the training read it: it goes "
+            "on from its newest checkpoint."
+        ) from error
 
 
 def training(step: int, files: Sequence[TokenFile]) -> Training:

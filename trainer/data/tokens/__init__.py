@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 
+from trainer.console import print_line
 from trainer.data.corpus import Corpus
 from trainer.data.tokens import cache
 from trainer.data.tokens.builder import PIECE, BuildLimits, build
@@ -73,9 +77,12 @@ def load(
     name = "tokens-" + hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     folder = cache.folder()
     entry = folder / name
-    if not entry.exists():
+    if not _is_whole(entry):
         with cache.watched(folder, name, grows), cache.one_builder(folder, name):
-            if not entry.exists():
+            if not _is_whole(entry):
+                if entry.exists():
+                    print_line(f"{entry} is damaged, and is built again", sys.stderr)
+                    shutil.rmtree(entry)  # who has mapped its files keeps them
                 build(entry, corpus, tokenizer, limits)
     about = json.loads((entry / "about.json").read_text(encoding="utf-8"))
     corrupt = about["corrupt_lines"]
@@ -98,3 +105,13 @@ def load(
         files=versions,
         piece_documents=about["piece_documents"] if about.get("piece_bytes") == PIECE else None,
     )
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether an entry of the cache has all of its parts, in their lengths. Its tokens are not read."""
+    try:
+        about = json.loads((entry / "about.json").read_text(encoding="utf-8"))
+        ids, bounds = (np.load(entry / f"{name}.npy", mmap_mode="r") for name in ("ids", "bounds"))
+        return about["tokens"] == len(ids) == bounds[-1]
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError, KeyError, TypeError, IndexError):
+        return False
