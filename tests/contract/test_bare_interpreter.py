@@ -97,7 +97,7 @@ print(json.dumps({"modules": modules, "refused": refused, "loaded": sorted(loade
 def used(root: Path, folder: Path) -> dict[str, list[str]]:
     """What the program says of the contract in the folder ``root``."""
     command = [sys.executable, "-S", "-I", "-c", PROGRAM, str(root), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -122,7 +122,7 @@ def test_an_interpreter_without_packages_imports_and_uses_all_of_it(tmp_path: Pa
 def test_the_contract_in_a_wheel_needs_none_of_its_dependencies(tmp_path: Path) -> None:
     """What ``pip install --no-deps opt-ops`` puts into a training environment."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=240)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")

@@ -250,7 +250,7 @@ for at in itertools.count():
 
 def test_a_process_that_dies_at_any_call_of_a_commit_leaves_no_marker_or_a_whole_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _COMMIT, str(tmp_path), repr(HEADER)]
-    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=120)
+    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=240)
     tries = sorted(tmp_path.iterdir(), key=lambda path: int(path.name))
     whole = [bool(manifest.committed(each)) for each in tries]
     assert len(tries) > 15, "calls that open, sync and rename"

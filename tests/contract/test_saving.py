@@ -72,7 +72,7 @@ threading.Thread(target=threading.Event().wait).start()
 with contract.leaving_on_faults():
     raise {error}
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert done.returncode == code, done.stderr
     assert ("Traceback" in done.stderr) == traced
     assert done.stderr.splitlines()[-1].startswith("error: ")

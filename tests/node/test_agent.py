@@ -222,7 +222,7 @@ def test_ranks_die_with_their_agent_and_are_not_started_twice(node: Node):
 def test_a_rank_whose_agent_dies_while_it_starts_does_not_start():
     not_its_parent = partial(die_with_parent, os.getppid())
     rank = subprocess.Popen(["sleep", "600"], preexec_fn=not_its_parent)  # noqa: PLW1509
-    assert rank.wait(120) == -signal.SIGKILL
+    assert rank.wait(240) == -signal.SIGKILL
 
 
 def test_an_older_daemons_orders_are_not_obeyed(node: Node):
@@ -276,7 +276,7 @@ def test_released_it_leaves(node: Node):
     node.beat(lambda beat: beat.orders == (1, node.seq))
     assert node.process.poll() is None, "another allocation was released"
     node.order(None, released=("1-n0",))
-    assert node.process.wait(timeout=120) == 0
+    assert node.process.wait(timeout=240) == 0
     assert not any(map(alive, pids))
 
 
@@ -367,6 +367,18 @@ def test_a_hung_driver_is_a_reading_and_does_not_stop_the_agent(
     assert len(node.beat(lambda beat: beat.nvml == "ok" and beat.attempt == "1.00-a0").gpus) == 2
 
 
+def put_folder_in_place_of(path: Path) -> None:
+    """With something in it. The agent may write the file again at any moment."""
+    while True:
+        path.unlink(missing_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        (path / "x").touch()
+        return
+
+
 def test_a_full_disk_for_reports_does_not_end_the_ranks(node: Node):
     node.start()
     node.order(SLEEP)
@@ -376,9 +388,7 @@ def test_a_full_disk_for_reports_does_not_end_the_ranks(node: Node):
     node.beat()
     # A folder in place of the file makes every write fail, as a full disk does.
     for path in (nodes / "n1.json", health / "n1.jsonl"):
-        path.rename(path.with_suffix(".kept"))
-        path.mkdir()
-        (path / "x").touch()
+        put_folder_in_place_of(path)
     os.kill(pids[0], signal.SIGKILL)
     for path in (nodes / "n1.json", health / "n1.jsonl"):
         node.says(f"opt-ops agent: {path} cannot be written: ")
@@ -460,7 +470,7 @@ def test_an_agent_whose_folder_was_renamed_ends_its_ranks_and_leaves(node: Node,
     pids = node.started()
     node.beat()
     node.folder.rename(tmp_path / "runs" / "away")
-    assert node.process.wait(120) == 0
+    assert node.process.wait(240) == 0
     wait_for(lambda: not any(map(alive, pids)))
     assert not node.folder.exists(), "it does not come back as a ghost"
 
@@ -480,7 +490,7 @@ def test_a_launch_that_finds_no_room_is_tried_again(node: Node):
 def test_which_node_is_this(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name != "SLURMD_NODENAME"}
     command = [sys.executable, "-m", "opt_ops.node", "agent", "--folder", str(tmp_path), "--allocation", "1-n0"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert "opt-ops agent: the node has no name" in done.stderr
 
@@ -497,8 +507,8 @@ import faulthandler, os, signal, sys, time
 file = open(sys.argv[1] % int(os.environ["RANK"]), "w")
 faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
 signal.signal(signal.SIGUSR1, lambda *_: print("saving", flush=True))
-print("ready", flush=True)
 def waiting():
+    print("ready", flush=True)
     while True: time.sleep(0.1)
 waiting()
 """

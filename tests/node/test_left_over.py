@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from opt_ops.core.names import attempt_folder
-from opt_ops.node.process_groups import WELL_SECONDS, end_earlier
+from opt_ops.node.process_groups import end_earlier
 from tests.node.test_agent import Node, node, wait_for  # noqa: F401  (a fixture)
 
 STARTS_CHILDREN = """
@@ -126,7 +126,7 @@ def test_processes_of_other_lineages_and_nodes_are_not_touched(tmp_path: Path):
     left = subprocess.Popen(["sleep", "600"], env=mine)
     try:
         end_earlier("n1", tmp_path / "12", attempt)
-        assert left.wait(WELL_SECONDS) == -signal.SIGKILL
+        assert left.wait(240) == -signal.SIGKILL
         assert [name for name, process in running.items() if process.poll() is not None] == []
     finally:
         for process in (*running.values(), left):

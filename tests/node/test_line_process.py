@@ -191,7 +191,7 @@ def test_a_call_in_a_process_of_its_own():
 # ---- the NVML process over a library that misbehaves
 
 
-def probe_of(driver: FakeDriver, deadline: float = 20.0) -> Probe:
+def probe_of(driver: FakeDriver, deadline: float = 300.0) -> Probe:
     before = dict(os.environ)
     os.environ.update(driver.env)
     try:
@@ -208,7 +208,7 @@ def reading(probe: Probe, wanted: Callable[[dict[str, Any]], Any]) -> dict[str, 
         latest = probe.latest()
         return latest if latest is not None and wanted(latest) else None
 
-    return until(found, 120.0)
+    return until(found)
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_a_library_that_hangs_at_a_call(driver: FakeDriver, call: int):
 def test_one_reading_for_a_command(driver: FakeDriver, fault: dict[str, int]):
     driver.set(**fault)
     command = [sys.executable, "-m", "opt_ops.node", "readings", "--once"]
-    done = subprocess.run(command, env={**os.environ, **driver.env}, capture_output=True, timeout=120, check=True)
+    done = subprocess.run(command, env={**os.environ, **driver.env}, capture_output=True, timeout=240, check=True)
     said = json.loads(done.stdout)
     assert said["nvml"] == ("crashed" if "dies_at" in fault else "ok")
     assert said["machine"]["disk_size"], "the host and the kernel log are read all the same"

@@ -317,5 +317,5 @@ def test_an_agent_leaves_no_folder_behind(node: Members):
     assert members.parent.is_dir()
     node.process.send_signal(signal.SIGTERM)
     node.obey(None)
-    node.process.wait(120)
+    node.process.wait(240)
     assert not members.parent.exists()

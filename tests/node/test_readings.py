@@ -24,7 +24,7 @@ from tests.fake_nvml.build import FakeDriver, build
 def read(driver: FakeDriver, attempt: str | None = None) -> Heartbeat:
     command = [sys.executable, "-m", "opt_ops.node", "readings", "--once"]
     env = {**os.environ, **driver.env}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=True)
     where = {"node": "n1", "host": "h", "ts": 1.0, "attempt": attempt, "allocation": "1-n0"}
     return heartbeat_of({**json.loads(done.stdout), **where})
 
@@ -150,7 +150,7 @@ def test_a_gpu_that_the_driver_counts_no_more_is_lost(driver: FakeDriver, tmp_pa
         probe.close()
 
 
-def started(driver: FakeDriver, folder: Path, deadline: float = 20.0) -> Probe:
+def started(driver: FakeDriver, folder: Path, deadline: float = 300.0) -> Probe:
     """A probe whose process sees the fake driver."""
     before = dict(os.environ)
     os.environ.update(driver.env)
@@ -163,7 +163,7 @@ def started(driver: FakeDriver, folder: Path, deadline: float = 20.0) -> Probe:
     return probe
 
 
-def until(probe: Probe, wanted: Any, seconds: float = 120.0) -> dict[str, Any]:
+def until(probe: Probe, wanted: Any, seconds: float = 300.0) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         reading = probe.latest()
