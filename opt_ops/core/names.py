@@ -77,6 +77,7 @@ class AlertTopic(StrEnum):
     ASKED = "asked"  # a proposal that waits for an answer
     EVALUATION = "evaluation"  # a checkpoint whose evaluation is not tried again
     SCORE_FELL = "score_fell"  # two evaluations, the newer one of which is worse
+    OTHER_DATA = "other_data"  # an attempt that trains on other data than before, which nobody asked for
     BLIND = "blind"  # a part of the watch that fails, or a file whose format is another, since a time
 
 

@@ -15,6 +15,7 @@ from opt_ops.core.failures.classes import row
 from opt_ops.core.names import AlertTopic, alert_id
 from opt_ops.core.state.in_place import in_sentences, joined
 from opt_ops.core.state.model import Incident, State
+from opt_ops.core.state.planned import OTHER_DATA, planned_changes
 from opt_ops.core.state.queries import open_proposals
 from opt_ops.core.state.status import Status
 from opt_ops.core.text import clock, count, duration
@@ -38,7 +39,7 @@ def alert(state: State, now: float, policy: Policy) -> Event | None:
 
     once = (_halted(state), _waiting(state, now, policy), _unknown(state, now), _ended(state, policy))
     first = (each for each in once if each is not None and news(each.alert, each.severity))
-    others = (_proposals, _incidents, _signals, _scores, _evaluations, _blind)
+    others = (_proposals, _incidents, _signals, _other_data, _scores, _evaluations, _blind)
     return next(chain(first, *(each(state, news) for each in others)), None)
 
 
@@ -239,6 +240,28 @@ def _signals(state: State, news: _News) -> Iterator[AlertIntended]:
                 title=f"opt-ops {state.intent.lineage}: {words.failure(signal.signal)} at step {signal.step}",
                 body=f"{told(signal)}\nNothing was touched.\nnext: opt-ops run show {state.intent.lineage}",
             )
+
+
+def _other_data(state: State, news: _News) -> Iterator[AlertIntended]:
+    """A warning: a file of the data is missing or changed, and training went on without a word from anybody."""
+    attempt, digests = state.attempt, {each.data for each in state.attempts.values()} - {None}
+    if attempt is None or attempt.data is None or len(digests) < 2:
+        return
+    lineage, start = state.intent.lineage, attempt.checkpoint.step if attempt.checkpoint else 0
+    unasked = [
+        each for each in planned_changes(state) if each.by == attempt.name and OTHER_DATA in each.what.split(", ")
+    ]
+    alert = alert_id(lineage, f"{AlertTopic.OTHER_DATA}/{start}/{attempt.data}")
+    if unasked and news(alert, Severity.WARNING):
+        yield AlertIntended(
+            alert=alert,
+            severity=Severity.WARNING,
+            title=f"opt-ops {lineage}: it trains on other data than before step {start:,}",
+            body=f"{attempt.name} says another digest of its data, and nobody asked for other data: a file is missing or "
+            "was changed.\nTraining goes on, and the loss detectors learn the new data.\n"
+            f"If that is wrong: opt-ops run pause {lineage}, give the files back, "
+            f"then opt-ops run rollback {lineage} --to {start}\nnext: opt-ops run show {lineage}",
+        )
 
 
 def _scores(state: State, news: _News) -> Iterator[AlertIntended]:

@@ -29,6 +29,10 @@ _SAME_LOSS = (
 """Beginnings of settings that change no loss. The trainer's `trajectory_digest` leaves out the same."""
 
 
+OTHER_DATA = "other data"
+"""What an attempt changes whose trainer says another digest than before, although nobody changed the data."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Segment:
     """Steps from `first` on that were trained under the same settings and on the same data."""
@@ -99,7 +103,7 @@ def _new_settings(state: State, attempt: Attempt, segments: list[_Segment], star
     gone = [f"without {each}" for each in before.settings if each.partition("=")[0] not in names]
     told = any(each.step == start for each in state.runs[attempt.run].data)  # and named by what changes
     other = not told and attempt.data is not None and before.data is not None and attempt.data != before.data
-    return [*changed, *gone, *(["other data"] if other else [])]
+    return [*changed, *gone, *([OTHER_DATA] if other else [])]
 
 
 def _new_course(state: State, run: Run, start: int) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 
 from opt_ops.core import events as e
 from opt_ops.core.state.planned import parse_planned, planned_changes
-from opt_ops.core.values import PlannedChange
-from tests.core.story import OPTIMIZER, SCHEDULE, Story
+from opt_ops.core.values import PlannedChange, Severity
+from tests.core.story import OPTIMIZER, POLICY, SCHEDULE, Story
 
 
 def steps(story: Story) -> list[tuple[int, str]]:
@@ -117,6 +117,17 @@ def test_other_data_is_planned_from_the_attempt_on_that_has_it_and_from_no_later
     assert steps(story) == [(401, "other data")]
     restarted(story, 480)
     assert steps(story) == [(401, "other data")], "a trainer that does not say has not changed it"
+
+
+def test_other_data_that_nobody_asked_for_is_told_once():
+    story = Story(replace(POLICY, least_alert=Severity.WARNING)).training()
+    configured(story, "sha256:a")
+    restarted(story, 450, "sha256:a")
+    assert not [alert for alert in story.state.alerts if "other_data" in alert]
+    for _ in range(2):
+        restarted(story, 450, "sha256:b")
+        story.see(seconds=1)
+        assert [alert for alert in story.state.alerts if "other_data" in alert] == ["12/other_data/400/sha256:b"]
 
 
 def test_settings_that_may_change_the_loss_are_planned_and_others_are_not():
