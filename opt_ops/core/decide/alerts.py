@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from zlib import crc32
 
 from opt_ops.core.decide.drills import drill_behind
 from opt_ops.core.decide.evaluation import due, given_up
@@ -248,17 +249,15 @@ def _other_data(state: State, news: _News) -> Iterator[AlertIntended]:
     if attempt is None or attempt.data is None or len(digests) < 2:
         return
     lineage, start = state.intent.lineage, attempt.checkpoint.step if attempt.checkpoint else 0
-    unasked = [
-        each for each in planned_changes(state) if each.by == attempt.name and OTHER_DATA in each.what.split(", ")
-    ]
-    alert = alert_id(lineage, f"{AlertTopic.OTHER_DATA}/{start}/{attempt.data}")
-    if unasked and news(alert, Severity.WARNING):
+    changed_here = [each.what for each in planned_changes(state) if each.step == start + 1]
+    alert = alert_id(lineage, f"{AlertTopic.OTHER_DATA}/{start}/{crc32(attempt.data.encode()):08x}")
+    if changed_here == [OTHER_DATA] and news(alert, Severity.WARNING):
         yield AlertIntended(
             alert=alert,
             severity=Severity.WARNING,
             title=f"opt-ops {lineage}: it trains on other data than before step {start:,}",
-            body=f"{attempt.name} says another digest of its data, and nobody asked for other data: a file is missing or "
-            "was changed.\nTraining goes on, and the loss detectors learn the new data.\n"
+            body=f"{attempt.name} says another digest of its data, and nobody asked for that: a file is missing or was "
+            "changed.\nTraining goes on, and the loss detectors learn the new data.\n"
             f"If that is wrong: opt-ops run pause {lineage}, give the files back, "
             f"then opt-ops run rollback {lineage} --to {start}\nnext: opt-ops run show {lineage}",
         )

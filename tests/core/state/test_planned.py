@@ -127,7 +127,17 @@ def test_other_data_that_nobody_asked_for_is_told_once():
     for _ in range(2):
         restarted(story, 450, "sha256:b")
         story.see(seconds=1)
-        assert [alert for alert in story.state.alerts if "other_data" in alert] == ["12/other_data/400/sha256:b"]
+        assert len([alert for alert in story.state.alerts if "12/other_data/400/" in alert]) == 1
+
+
+def test_other_data_that_was_declared_is_not_told():
+    story = Story(replace(POLICY, least_alert=Severity.WARNING)).training()
+    configured(story, "sha256:a")
+    planned = (PlannedChange(step=401, what="new mix", by="ann"),)
+    story.see(e.ChangesDeclared(request="r1", author="ann", reason="x", planned=planned))
+    restarted(story, 450, "sha256:b")
+    story.see(seconds=1)
+    assert not [alert for alert in story.state.alerts if "other_data" in alert]
 
 
 def test_settings_that_may_change_the_loss_are_planned_and_others_are_not():
