@@ -104,6 +104,22 @@ def test_a_link_to_data_that_is_gone_is_refused(tmp_path: Path, monkeypatch: pyt
         dataset.load([str(tmp_path)], [], None, opt_tiny())
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
+def test_a_file_of_the_token_cache_that_cannot_be_read_is_no_fault_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Another host may build the entry again meanwhile: a retry finds it."""
+    (tmp_path / "some.jsonl").write_text('{"text": "words"}\n')
+    monkeypatch.setenv("OPT_OPS_CACHE", str(tmp_path / "cache"))
+
+    def fails(entry: Path, *_: object) -> None:
+        raise OSError(number, os.strerror(number), str(entry / "about.json"))
+
+    monkeypatch.setattr(dataset.tokens, "build", fails)
+    with pytest.raises(OSError, match=r"about\.json"):
+        dataset.load([str(tmp_path / "some.jsonl")], [], None, opt_tiny())
+
+
 def test_paths_alone_are_one_corpus() -> None:
     assert training_corpora(["a.jsonl", "b"]) == [Corpus(name="data", paths=(Path("a.jsonl"), Path("b")))]
     (built_in,) = training_corpora([])

@@ -13,7 +13,7 @@ from trainer.data import tokens
 from trainer.data.corpus import training_stretches, validation_corpora
 from trainer.data.mixture import whole_parts
 from trainer.data.samples import ORDER, Mixture, Samples, Stretch
-from trainer.data.tokens import BuildLimits, Definition, TokenFile
+from trainer.data.tokens import BuildLimits, Definition, TokenFile, cache
 from trainer.errors import UserError
 from trainer.hashing import key
 from trainer.recipes import Recipe
@@ -219,11 +219,16 @@ def load(
 
 @contextmanager
 def _lasting_refused() -> Iterator[None]:
-    """Turn an error of the system that a retry would meet again into a UserError."""
+    """Turn an error about a file of the data that a retry would meet again into a UserError.
+
+    Files of the token cache are built again, so a process that has lost one ends with a code after which it is retried.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _LASTING:
+        if error.errno not in _LASTING or not isinstance(error.filename, str | Path):
+            raise
+        if Path(error.filename).is_relative_to(cache.folder()):
             raise
         raise UserError(
             f"{error.filename}: {error.strerror}. Give the data back, or let the user of the training read it: it goes "
