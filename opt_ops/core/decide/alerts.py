@@ -256,10 +256,10 @@ def _other_data(state: State, news: _News) -> Iterator[AlertIntended]:
             alert=alert,
             severity=Severity.WARNING,
             title=f"opt-ops {lineage}: it trains on other data than before step {start:,}",
-            body=f"{attempt.name} says another digest of its data, and nobody asked for that: a file is missing or was "
+            body=f"{attempt.name} says another digest of its data, and nobody asked for that: a file may be missing or "
             "changed.\nTraining goes on, and the loss detectors learn the new data.\n"
-            f"If that is wrong: opt-ops run pause {lineage}, give the files back, "
-            f"then opt-ops run rollback {lineage} --to {start}\nnext: opt-ops run show {lineage}",
+            f"If that is wrong: give the files back, then opt-ops run rollback {lineage} --to {start}\n"
+            f"next: opt-ops run show {lineage}",
         )
 
 
