@@ -31,27 +31,17 @@ from opt_ops.runfolder.files import write_json
 from opt_ops.runfolder.journal_reader import scan
 from opt_ops.supervise import daemon as loop
 from opt_ops.supervise.daemon import Daemon
+from tests.supervise.test_daemon_loop import NoNodes
 
 _EVENTS = (300, 1000, 3000)
 _QUIET_ROUNDS = 20
 
 
-class _Runs:
+class _Runs(NoNodes):
     """A scheduler of which every job runs on the nodes that it had."""
-
-    grace_seconds = 5.0
-
-    def submit(self, *_: Any) -> str:
-        return "77"
-
-    def jobs(self) -> list[tuple[str, str]]:
-        return []
 
     def state(self, *_: Any) -> JobState:
         return JobState(AllocationStatus.RUNNING, ("n1", "n2", "n3"), "")
-
-    def cancel(self, job: str) -> None:
-        pass
 
 
 def main() -> None:
@@ -127,16 +117,13 @@ class _Measured(Daemon):
             self._stopping = len(self.quiet) >= _QUIET_ROUNDS
             return
         self.rounds.append(used)
-        if self._idle_of_reading() and len(self.ticked) == len(self.live):
+        if self._first_look.left == 0 and len(self.ticked) == len(self.live):
             self.read = time.process_time() - self.began[0], time.monotonic() - self.began[1]
 
     def _tick(self, path: Path) -> None:
         super()._tick(path)
         if path in self.live:
             self.ticked.setdefault(path.name, time.process_time() - self.began[0])
-
-    def _idle_of_reading(self) -> bool:
-        return self._first_look.left == 0
 
 
 def _measure(runs: Path, live: list[Path], profile: bool) -> None:

@@ -46,12 +46,12 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draws_nothing: None)
     runs = tmp_path / "runs"
     config = Config(runs=runs, mlflow=Mlflow(enabled=False), chronicle=Chronicle(every_seconds=1))
     made = Daemon(config)
-    monkeypatch.setattr("opt_ops.supervise.daemon.scheduler_of", lambda *_: _NoNodes())
+    monkeypatch.setattr("opt_ops.supervise.daemon.scheduler_of", lambda *_: NoNodes())
     yield made
     made._leave()
 
 
-class _NoNodes:
+class NoNodes:
     """A scheduler that never gives nodes."""
 
     grace_seconds = 5.0

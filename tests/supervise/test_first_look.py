@@ -19,7 +19,7 @@ from opt_ops.supervise import first_look
 from opt_ops.supervise.daemon import Daemon
 from tests.core.story import Story
 from tests.supervise.test_campaigns import START
-from tests.supervise.test_daemon_loop import _NoNodes
+from tests.supervise.test_daemon_loop import NoNodes
 
 ENDED = [str(number) for number in range(1, 9)]
 LIVE = ["20", "21"]
@@ -43,11 +43,10 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def starts(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starts]:
+def starts(runs: Path, monkeypatch: pytest.MonkeyPatch, draws_nothing: None) -> Iterator[Starts]:
     """Start a daemon that reads one journal of those it does not know in each round."""
     monkeypatch.setattr(first_look, "READ_SECONDS", 0.0)
-    monkeypatch.setattr("opt_ops.supervise.daemon.scheduler_of", lambda *_: _NoNodes())
-    monkeypatch.setattr("opt_ops.supervise.projections.sys.executable", "/bin/true")
+    monkeypatch.setattr("opt_ops.supervise.daemon.scheduler_of", lambda *_: NoNodes())
     made: list[Daemon] = []
 
     def start() -> Daemon:
